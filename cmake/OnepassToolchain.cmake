@@ -1,0 +1,26 @@
+# Language level, warnings, sanitizers, and what makes the binary run elsewhere.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
+
+add_compile_options(-Wall -Wextra -Wshadow -Wno-psabi -fno-strict-aliasing)
+# The code that is not chosen at run time keeps to x86-64-v2, so that one binary runs on any server or laptop
+# of the last ten years; kernels are compiled once per instruction set (src/*/cpu/) and chosen at start.
+add_compile_options(-march=x86-64-v2)
+
+if(ONEPASS_SANITIZE)
+  string(REPLACE ";" "," _sanitizers "${ONEPASS_SANITIZE}")
+  add_compile_options(-fsanitize=${_sanitizers} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${_sanitizers})
+else()
+  # The release binary carries its C++ runtime; glibc >= 2.36 is what it asks of a machine.
+  add_link_options(-static-libstdc++ -static-libgcc)
+endif()

@@ -1,0 +1,17 @@
+// How a subcommand joins the program: one file each, with one function declared here and called in main.cc.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+#include "base/status.h"
+
+namespace onepass {
+
+// Set by the subcommand that the user chose; main() calls it once the whole command line has been read.
+using Action = std::function<Status()>;
+
+// Each adds its subcommand and options to `app`. Values that an option's validator can refuse are refused by CLI11
+// (exit 2); the action returns everything else as a status (exit 1). Results go to stdout, all else to stderr.
+
+}  // namespace onepass

@@ -1,0 +1,26 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "base/check.h"
+#include "cli/command.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("onepass: one-pass (FlashAttention) inference for large language models");
+  app.name("onepass");
+  app.set_version_flag("--version", ONEPASS_VERSION);
+  app.require_subcommand(1);
+  onepass::Action action;
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    const onepass::Status status = action ? action() : onepass::ok_status();
+    if (status.ok()) return 0;
+    std::fprintf(stderr, "onepass: %s\n", std::string(status.message()).c_str());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "onepass: %s\n", error.what());
+  }
+  return 1;
+}
