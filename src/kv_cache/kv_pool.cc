@@ -1,0 +1,37 @@
+#include "kv_cache/kv_pool.h"
+
+namespace onepass {
+
+int64_t KvPoolConfig::bytes_per_token() const {
+  return static_cast<int64_t>(num_layers) * num_kv_heads * (head_dim + head_dim_v) *
+         static_cast<int64_t>(size_of(dtype));
+}
+
+StatusOr<KvPool> KvPool::create(const KvPoolConfig& config) {
+  const auto positive = [](const char* name, int value) {
+    return value > 0 ? ok_status() : invalid_argument("KV cache: ", name, ": expected at least 1, found ", value);
+  };
+  ONEPASS_RETURN_IF_ERROR(positive("num_layers", config.num_layers));
+  ONEPASS_RETURN_IF_ERROR(positive("num_pages", config.num_pages));
+  ONEPASS_RETURN_IF_ERROR(positive("num_kv_heads", config.num_kv_heads));
+  ONEPASS_RETURN_IF_ERROR(positive("head_dim", config.head_dim));
+  ONEPASS_RETURN_IF_ERROR(positive("head_dim_v", config.head_dim_v));
+  if (config.page_size < 1 || config.page_size > 256) {
+    return invalid_argument("KV cache: page size: expected 1 to 256, found ", config.page_size);
+  }
+  if (config.dtype != DType::kF32 && config.dtype != DType::kF16 && config.dtype != DType::kBF16) {
+    return invalid_argument("KV cache: dtype: expected float32, float16 or bfloat16, found ", to_string(config.dtype));
+  }
+  KvPool pool(config);
+  const int64_t rows = static_cast<int64_t>(config.num_pages) * config.page_size * config.num_kv_heads;
+  const int64_t element = static_cast<int64_t>(size_of(config.dtype));
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    ONEPASS_ASSIGN_OR_RETURN(Buffer k, Buffer::allocate(rows * config.head_dim * element));
+    ONEPASS_ASSIGN_OR_RETURN(Buffer v, Buffer::allocate(rows * config.head_dim_v * element));
+    pool.k_.push_back(std::move(k));
+    pool.v_.push_back(std::move(v));
+  }
+  return pool;
+}
+
+}  // namespace onepass
