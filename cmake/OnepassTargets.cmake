@@ -1,9 +1,11 @@
-# onepass_library(NAME SOURCES ... [DEPENDS rooms ...] [LIBRARIES kept libraries ...] [TESTS files ...])
+# onepass_library(NAME SOURCES ... [DEPENDS rooms ...] [LIBRARIES kept libraries ...] [TESTS files ...]
+#   [TEST_DEPENDS rooms ...])
 #
 # One static library per folder of src/, target onepass_NAME (NAME may be a path such as attention/cpu). DEPENDS are the
-# rooms that its files may include; TESTS become one GoogleTest binary, NAME_test, registered case by case.
+# rooms that its files may include; TESTS become one GoogleTest binary, NAME_test, registered case by case, which may use the rooms
+# of TEST_DEPENDS too.
 function(onepass_library NAME)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LIBRARIES;TESTS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LIBRARIES;TESTS;TEST_DEPENDS" ${ARGN})
   string(REPLACE "/" "_" _name ${NAME})
   set(_target onepass_${_name})
   if(ARG_SOURCES)
@@ -20,7 +22,7 @@ function(onepass_library NAME)
   endforeach()
   target_link_libraries(${_target} ${_scope} ${ARG_LIBRARIES})
   if(ARG_TESTS AND ONEPASS_BUILD_TESTS)
-    onepass_test(${_name}_test SOURCES ${ARG_TESTS} DEPENDS ${NAME})
+    onepass_test(${_name}_test SOURCES ${ARG_TESTS} DEPENDS ${NAME} ${ARG_TEST_DEPENDS})
   endif()
 endfunction()
 
