@@ -7,7 +7,7 @@
 //        causal:            j <= p
 //        window_left >= 0:  j >= p - window_left        (inclusive)
 //        window_right >= 0: j <= p + window_right       (inclusive; causal means window_right = 0)
-//        attention_chunk>0: j / attention_chunk == p / attention_chunk
+//        attention_chunk>0: j / attention_chunk == p / attention_chunk   (rounded down; p may be negative)
 //  - score = softmax_scale * q.k * (q_descale * k_descale); then, when softcap > 0, score = softcap * tanh(score /
 //  softcap); then the mask.
 //  - sinks[h], when given, adds exp(sinks[h] - max) to the softmax denominator once; it has no value vector.
