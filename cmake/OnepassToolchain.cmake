@@ -12,14 +12,17 @@ if(CCACHE_PROGRAM)
 endif()
 
 # Designated initialisers name what differs from the defaults; the rest is meant to be left out.
-add_compile_options(-Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-psabi -fno-strict-aliasing)
+set(_warnings -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-psabi)
 # The code that is not chosen at run time keeps to x86-64-v2, so that one binary runs on any server or laptop
 # of the last ten years; kernels are compiled once per instruction set (src/*/cpu/) and chosen at start.
-add_compile_options(-march=x86-64-v2)
+set(_code -fno-strict-aliasing -march=x86-64-v2)
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${_warnings};${_code}>")
+string(REPLACE ";" "," _code "${_code}")
+add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,${_code}>")
 
 if(ONEPASS_SANITIZE)
   string(REPLACE ";" "," _sanitizers "${ONEPASS_SANITIZE}")
-  add_compile_options(-fsanitize=${_sanitizers} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${_sanitizers};-fno-omit-frame-pointer;-fno-sanitize-recover=all>")
   add_link_options(-fsanitize=${_sanitizers})
 else()
   # The release binary carries its C++ runtime; glibc >= 2.36 is what it asks of a machine.

@@ -38,7 +38,7 @@ DOORS = {"scheduler": (("server", "cli"), ("scheduler/scheduler.h",))}
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 SOURCES = (".h", ".inl", ".cuh", ".cc", ".cu")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-COMMAND = re.compile(r"\b(onepass_library|onepass_test|onepass_isa_sources|add_executable|target_link_libraries)\s*\(([^)]*)\)")
+COMMAND = re.compile(r"\b(set|onepass_library|onepass_test|onepass_isa_sources|add_executable|target_link_libraries)\s*\(([^)]*)\)")
 KEYWORDS = {"SOURCES", "DEPENDS", "LIBRARIES", "TESTS", "TEST_DEPENDS"}
 
 
@@ -74,13 +74,16 @@ def read_targets(src):
     for cmake in sorted(src.rglob("CMakeLists.txt")):
         folder = cmake.parent.relative_to(src).as_posix()
         prefix = "" if folder == "." else folder + "/"
-        isa_files = {}
+        lists = {}  # ${NAME} -> file names
         for command, body in COMMAND.findall(strip_comments(cmake.read_text())):
             words = body.split()
             if not words:
                 continue
             if command == "onepass_isa_sources":
-                isa_files["${" + words[1] + "}"] = [f"{words[0]}_{isa}.cc" for isa in ISAS]
+                lists["${" + words[1] + "}"] = [f"{words[0]}_{isa}.cc" for isa in ISAS]
+                continue
+            if command == "set":  # of every branch of an if()
+                lists.setdefault("${" + words[0] + "}", []).extend(words[1:])
                 continue
             if command == "target_link_libraries":
                 links.append((words[0], words[1:]))
@@ -88,7 +91,7 @@ def read_targets(src):
             target = targets.setdefault(words[0], Target(words[0], folder))
             parts = split_keywords(words[1:])
             files = parts.get("SOURCES", []) + (parts[""] if command == "add_executable" else [])
-            target.files |= {prefix + f for word in files for f in isa_files.get(word, [word])}
+            target.files |= {prefix + f for word in files for f in lists.get(word, [word])}
             target.depends |= set(parts.get("DEPENDS", []))
             if command == "onepass_library":
                 aliases["onepass_" + words[0].replace("/", "_")] = words[0]

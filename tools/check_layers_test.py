@@ -29,11 +29,14 @@ SOUND = {
     "attention/reference/naive.cc": '#include "attention/reference/naive.h"\n',
     "attention/cpu/CMakeLists.txt": (
         "onepass_isa_sources(flash ISA)\n"
-        "onepass_library(attention/cpu SOURCES flash.cc ${ISA} DEPENDS attention_params)\n"
+        "if(X)\n  set(EXTRA one.cc)\nelse()\n  set(EXTRA other.cc)\nendif()\n"
+        "onepass_library(attention/cpu SOURCES flash.cc ${ISA} ${EXTRA} DEPENDS attention_params)\n"
         "onepass_test(flash_test SOURCES flash_test.cc DEPENDS attention/cpu attention/reference)\n"
     ),
     "attention/cpu/flash.h": '#include "attention/attention_params.h"\n',
     "attention/cpu/flash.cc": '#include "flash.h"\n',
+    "attention/cpu/one.cc": "",
+    "attention/cpu/other.cc": "",
     "attention/cpu/flash_portable.cc": "",
     "attention/cpu/flash_avx2.cc": "",
     "attention/cpu/flash_avx512.cc": "",

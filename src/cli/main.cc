@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", ONEPASS_VERSION);
   app.require_subcommand(1);
   onepass::Action action;
+  onepass::add_devices_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
