@@ -9,8 +9,12 @@ int main(int argc, char** argv) {
   app.name("onepass");
   app.set_version_flag("--version", ONEPASS_VERSION);
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return std::string("onepass: ") + error.what() + " (--help says more)\n";
+  });
   onepass::Action action;
   onepass::add_devices_command(app, action);
+  onepass::add_ladder_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

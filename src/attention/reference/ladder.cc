@@ -185,8 +185,9 @@ Report run_ladder(const Config& config, const std::function<void(Rung)>& on_star
 double memory_needed(const Config& config) {
   const double n = static_cast<double>(config.shape.n);
   const double d = static_cast<double>(config.shape.d);
-  // The scores; Q, K, V (and output) as drawn, as doubles and in the dtype.
-  return sizeof(float) * (n * n + 2 * n) + n * d * (3 * sizeof(double) + 4 * sizeof(double) + 4 * sizeof(float));
+  const double tiles = 2.0 * static_cast<double>(config.shape.row_tile + config.shape.key_tile) * d;
+  // The scores; Q, K, V as drawn, as doubles and in the dtype, with both outputs; the tiles, at most in double.
+  return sizeof(float) * (n * n + 2 * n) + n * d * (7 * sizeof(double) + 4 * sizeof(float)) + tiles * sizeof(double);
 }
 
 }  // namespace onepass::ladder
