@@ -38,7 +38,9 @@ DOORS = {"scheduler": (("server", "cli"), ("scheduler/scheduler.h",))}
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 SOURCES = (".h", ".inl", ".cuh", ".cc", ".cu")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-COMMAND = re.compile(r"\b(set|onepass_library|onepass_test|onepass_isa_sources|add_executable|target_link_libraries)\s*\(([^)]*)\)")
+COMMAND = re.compile(
+    r"\b(set|onepass_library|onepass_test|onepass_isa_sources|add_executable|target_link_libraries)\s*\(([^)]*)\)"
+)
 KEYWORDS = {"SOURCES", "DEPENDS", "LIBRARIES", "TESTS", "TEST_DEPENDS"}
 
 
@@ -219,7 +221,9 @@ def check(root):
                 continue
             needed = owner_of(header, targets, by_file)
             if owner and needed and needed.name not in reach[owner.name]:
-                problems.append(f'{where}: includes "{header}", but {owner.name} does not declare {needed.name} in DEPENDS')
+                problems.append(
+                    f'{where}: includes "{header}", but {owner.name} does not declare {needed.name} in DEPENDS'
+                )
     problems += ["src: headers include each other: " + " -> ".join([*c, c[0]]) for c in find_cycles(graph)]
     return problems
 

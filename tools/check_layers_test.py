@@ -71,7 +71,9 @@ class CheckLayersTest(unittest.TestCase):
         self.assertEqual(self.problems(), [])
 
     def test_refuses_an_upward_include(self):
-        self.assert_refused({"base/log.cc": '\n#include "tensor/dtype.h"\n'}, "src/base/log.cc:2:", "tensor/ comes after it")
+        self.assert_refused(
+            {"base/log.cc": '\n#include "tensor/dtype.h"\n'}, "src/base/log.cc:2:", "tensor/ comes after it"
+        )
 
     def test_refuses_an_upward_include_even_when_declared(self):
         self.assert_refused(
@@ -92,7 +94,9 @@ class CheckLayersTest(unittest.TestCase):
 
     def test_refuses_an_undeclared_edge_of_a_program(self):
         self.assert_refused(
-            {"cli/CMakeLists.txt": "add_executable(onepass main.cc)\ntarget_link_libraries(onepass PRIVATE onepass_base)"},
+            {
+                "cli/CMakeLists.txt": "add_executable(onepass main.cc)\ntarget_link_libraries(onepass PRIVATE onepass_base)"
+            },
             "src/cli/main.cc:2:",
             "onepass does not declare scheduler",
         )
@@ -108,7 +112,11 @@ class CheckLayersTest(unittest.TestCase):
 
     def test_refuses_a_cycle(self):
         self.assert_refused(
-            {"base/a.h": '#include "base/b.h"\n', "base/b.h": '#include "base/c.h"\n', "base/c.h": '#include "base/a.h"\n'},
+            {
+                "base/a.h": '#include "base/b.h"\n',
+                "base/b.h": '#include "base/c.h"\n',
+                "base/c.h": '#include "base/a.h"\n',
+            },
             "include each other",
             "base/a.h -> base/b.h -> base/c.h -> base/a.h",
         )
@@ -120,7 +128,9 @@ class CheckLayersTest(unittest.TestCase):
         self.assert_refused({"base/lost.cc": ""}, "src/base/lost.cc: no CMakeLists.txt names it")
 
     def test_refuses_an_unknown_room(self):
-        self.assert_refused({"misc/x.h": "", "base/log.cc": '#include "misc/x.h"\n'}, "misc/ is not in the list of rooms")
+        self.assert_refused(
+            {"misc/x.h": "", "base/log.cc": '#include "misc/x.h"\n'}, "misc/ is not in the list of rooms"
+        )
 
     def test_refuses_a_header_that_is_not_there(self):
         self.assert_refused({"base/log.cc": '#include "base/gone.h"\n'}, "base/gone.h", "does not exist")
@@ -129,7 +139,9 @@ class CheckLayersTest(unittest.TestCase):
         self.assert_refused({"base/CMakeLists.txt": "onepass_library(base SOURCES log.cc DEPENDS bass)"}, '"bass"')
 
     def test_refuses_a_source_that_does_not_exist(self):
-        self.assert_refused({"tensor/CMakeLists.txt": "onepass_library(tensor SOURCES x.cc DEPENDS base)"}, "tensor/x.cc")
+        self.assert_refused(
+            {"tensor/CMakeLists.txt": "onepass_library(tensor SOURCES x.cc DEPENDS base)"}, "tensor/x.cc"
+        )
 
     def test_reads_past_comments_and_libraries(self):
         commented = '// #include "cli/main.h"\n#include "absl/status/status.h"\n#include "base/log.h"  // why\n'

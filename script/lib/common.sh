@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # What every script here starts with: strict mode, the repository's root, one-line errors. To be sourced.
 set -euo pipefail
 

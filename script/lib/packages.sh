@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # The Debian and pip packages that onepass is built with, and the functions that install those missing. To be sourced after common.sh.
 
 # The compiler and the kept libraries (cmake/OnepassDependencies.cmake finds them); python3 runs tools/check_layers.py.
@@ -22,7 +22,7 @@ missing_packages() {
 
 check_platform() {
   [[ "$(uname -s)-$(uname -m)" == Linux-x86_64 ]] || fail "needs Linux on x86-64, this is $(uname -s) on $(uname -m)"
-  command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
+  command -v apt-get >/dev/null ||
     fail "no apt-get here: install the counterparts of \"${BUILD_PACKAGES[*]}\" and run cmake --preset release && cmake --build --preset release"
   local id version
   id="$(. /etc/os-release && echo "${ID:-}")"

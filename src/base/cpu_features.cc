@@ -1,6 +1,18 @@
 #include "base/cpu_features.h"
 
+#include <cpuid.h>
+
 namespace onepass {
+namespace {
+
+// Leaf 7, subleaf 1, EAX bit 5; __builtin_cpu_supports("avx512bf16") is unknown to clang 14, which reads this for
+// clang-tidy.
+bool has_avx512bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 5 & 1) != 0;
+}
+
+}  // namespace
 
 std::string_view to_string(CpuIsa isa) {
   switch (isa) {
@@ -25,7 +37,7 @@ CpuIsa best_cpu_isa() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return CpuIsa::kAvx2;
   }
-  return __builtin_cpu_supports("avx512bf16") ? CpuIsa::kAvx512Bf16 : CpuIsa::kAvx512;
+  return has_avx512bf16() ? CpuIsa::kAvx512Bf16 : CpuIsa::kAvx512;
 }
 
 std::vector<CpuIsa> supported_cpu_isas() {

@@ -158,7 +158,7 @@ TEST(Sampler, LogprobsAreOfTheRawDistribution) {
 }
 
 TEST(SamplingParams, ValidationNamesTheField) {
-  const auto message = [](SamplingParams params) { return std::string(validate(params, 100).message()); };
+  const auto message = [](const SamplingParams& params) { return std::string(validate(params, 100).message()); };
   EXPECT_EQ(message({}), "");
   EXPECT_EQ(message({.temperature = -1}), "temperature: expected 0 or more, found -1");
   EXPECT_EQ(message({.temperature = NAN}), "temperature: expected 0 or more, found nan");
