@@ -5,11 +5,16 @@
 namespace onepass {
 namespace {
 
-// Leaf 7, subleaf 1, EAX bit 5; __builtin_cpu_supports("avx512bf16") is unknown to clang 14, which reads this for
-// clang-tidy.
-bool has_avx512bf16() {
+// By cpuid rather than __builtin_cpu_supports: clang 14 (clang-tidy) does not know the builtin's names of these two.
+bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 5 & 1) != 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+bool has_avx512bf16() {
+  constexpr unsigned kAvx512Bf16Bit = 1u << 5;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvx512Bf16Bit) != 0;
 }
 
 }  // namespace
@@ -30,7 +35,7 @@ std::string_view to_string(CpuIsa isa) {
 
 CpuIsa best_cpu_isa() {
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) {
     return CpuIsa::kPortable;
   }
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
