@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <ranges>
 #include <span>
 #include <vector>
 
@@ -34,8 +33,18 @@ struct Range {
   int64_t past = 0;
 
   int64_t size() const { return past - first; }
-  auto begin() const { return std::views::iota(first, std::max(first, past)).begin(); }
-  auto end() const { return std::views::iota(first, std::max(first, past)).end(); }
+
+  struct Iterator {
+    int64_t index = 0;
+    int64_t operator*() const { return index; }
+    Iterator& operator++() {
+      ++index;
+      return *this;
+    }
+    bool operator==(const Iterator&) const = default;
+  };
+  Iterator begin() const { return {first}; }
+  Iterator end() const { return {std::max(first, past)}; }
 };
 
 // [0, count) cut into ranges of `size`; the last one may be shorter.
