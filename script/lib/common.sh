@@ -3,17 +3,18 @@
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
+NAME="$(realpath --relative-to="$ROOT" "$0")"
 export CMAKE_COLOR_DIAGNOSTICS=${CMAKE_COLOR_DIAGNOSTICS:-ON}
 JOBS="${ONEPASS_JOBS:-$(nproc 2>/dev/null || echo 2)}"
 
 # Progress goes to stderr: stdout is for results.
 say() { printf '%s\n' "$*" >&2; }
 fail() {
-  printf '%s: %s\n' "script/$(basename "$0")" "$*" >&2
+  printf '%s: %s\n' "$NAME" "$*" >&2
   exit 1
 }
 usage_error() {
-  printf '%s: %s\n' "script/$(basename "$0")" "$*" >&2
+  printf '%s: %s\n' "$NAME" "$*" >&2
   exit 2
 }
 
