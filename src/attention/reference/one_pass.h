@@ -41,6 +41,7 @@ void one_pass(Head<T>& head) {
           s[j] = head.scale * dot<T>(q.row(i), k.row(j));
           m_new = std::max(m_new, s[j]);
         }
+        // What has been summed up so far moves to the new maximum.
         const T correction = exp(m[i] - m_new);
         l[i] = l[i] * correction;
         rescale<T>(correction, o.row(i));
