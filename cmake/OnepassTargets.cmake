@@ -55,7 +55,7 @@ function(onepass_isa_sources BASENAME OUT_VAR)
     set(_file ${CMAKE_CURRENT_SOURCE_DIR}/${BASENAME}_${_isa}.cc)
     # -O3 in every build: a debug build of these files would be 50 times slower and tell nothing. GCC 12 warns of its own
     # intrinsics headers (GCC bug 105593).
-    set_source_files_properties(${_file} PROPERTIES COMPILE_OPTIONS "${_flags_${_isa}};-O3;-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-Wno-maybe-uninitialized"
+    set_source_files_properties(${_file} PROPERTIES COMPILE_OPTIONS "${_flags_${_isa}};-O3;-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-Wno-maybe-uninitialized;-Wno-uninitialized"
       SKIP_PRECOMPILE_HEADERS ON)
     list(APPEND _files ${_file})
   endforeach()

@@ -63,7 +63,7 @@ void run_rope(const RopeParams& p, const Stream& stream) {
 void run_embedding(const EmbeddingParams& p, const Stream& stream) {
   stream.pool->parallel_for(p.num_tokens, grain_of(p.table->cols()), [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token) {
-      p.table->unpack_row(p.ids[token], p.out + token * p.out_row_stride);
+      p.table->read_row(p.ids[token], p.out + token * p.out_row_stride);
     }
   });
 }

@@ -158,10 +158,10 @@ TEST_P(ElementwiseTest, EmbeddingLooksRowsUp) {
   const int64_t rows = 150, cols = 37;
   const std::vector<float> table = random_floats(rows * cols);
   const MatrixSlice slice{table.data(), DType::kF32, rows};
-  const PackedMatrix packed = *PackedMatrix::pack({&slice, 1}, cols, stream_);
+  const WeightMatrix weight({slice}, cols);
   const std::vector<int32_t> ids = {0, 149, 63, 64, 0};
   std::vector<float> out(ids.size() * cols);
-  run_embedding({.ids = ids.data(), .num_tokens = 5, .table = &packed, .out = out.data(), .out_row_stride = cols},
+  run_embedding({.ids = ids.data(), .num_tokens = 5, .table = &weight, .out = out.data(), .out_row_stride = cols},
                 stream_);
   for (size_t t = 0; t < ids.size(); ++t) {
     for (int64_t c = 0; c < cols; ++c) ASSERT_EQ(out[t * cols + c], table[ids[t] * cols + c]);

@@ -12,7 +12,7 @@ namespace onepass {
 struct EmbeddingParams {
   const int32_t* ids = nullptr;  // [num_tokens]
   int64_t num_tokens = 0;
-  const PackedMatrix* table = nullptr;
+  const WeightMatrix* table = nullptr;
   float* out = nullptr;  // [num_tokens, table->cols()]
   int64_t out_row_stride = 0;
 };

@@ -46,8 +46,8 @@ TEST_P(LinearTest, EqualsAPlainSumInDouble) {
     const int64_t cut = draw(0, n);
     const MatrixSlice slices[] = {{stored.data(), dtype, cut},
                                   {stored.data() + cut * k * size_of(dtype), dtype, n - cut}};
-    const PackedMatrix packed = *PackedMatrix::pack(slices, k, stream);
-    ASSERT_EQ(packed.rows(), n);
+    const WeightMatrix weight({slices[0], slices[1]}, k);
+    ASSERT_EQ(weight.rows(), n);
     std::vector<float> y = random_floats(m * y_stride);
     const std::vector<float> before = y;
     if (!accumulate) {
@@ -57,7 +57,7 @@ TEST_P(LinearTest, EqualsAPlainSumInDouble) {
     run_linear({.x = x.data(),
                 .x_row_stride = x_stride,
                 .num_rows = m,
-                .weight = &packed,
+                .weight = &weight,
                 .bias = with_bias ? bias.data() : nullptr,
                 .y = y.data(),
                 .y_row_stride = y_stride,
@@ -85,7 +85,7 @@ TEST_P(LinearTest, EqualsAPlainSumInDouble) {
     }
     std::vector<float> row(k);
     const int64_t any = draw(0, n - 1);
-    packed.unpack_row(any, row.data());
+    weight.read_row(any, row.data());
     for (int64_t i = 0; i < k; ++i) ASSERT_EQ(row[i], load_float(stored.data(), dtype, any * k + i));
   }
 }
@@ -99,14 +99,14 @@ TEST_P(LinearTest, ARowDoesNotDependOnItsBatch) {
   convert_from_float(w.data(), dtype, n * k, stored.data());
   const MatrixSlice slice{stored.data(), dtype, n};
   ThreadPool one(1), three(3);
-  const PackedMatrix packed = *PackedMatrix::pack({&slice, 1}, k, {.pool = &three, .isa = isa});
+  const WeightMatrix weight({slice}, k);
   LinearWorkspace workspace;
   const auto run = [&](int64_t first, int64_t rows, ThreadPool& pool) {
     std::vector<float> y(rows * n);
     run_linear({.x = x.data() + first * k,
                 .x_row_stride = k,
                 .num_rows = rows,
-                .weight = &packed,
+                .weight = &weight,
                 .y = y.data(),
                 .y_row_stride = n},
                workspace, {.pool = &pool, .isa = isa});

@@ -5,26 +5,30 @@
 
 namespace onepass::cpu {
 
-// c[row][0..63] (+)= the products of `rows` rows of activations with one panel of 64 outputs (PackedMatrix), over
-// `steps` steps: a step is one column (fp32, fp16) or two (bf16).
-struct LinearPanelArgs {
-  const void* x = nullptr;   // first column's activations: float32, or pairs of bf16 where bf16_pairs says so
-  int64_t x_row_stride = 0;  // in units of 4 bytes
+// One tile of a matrix product y = x W^T over one block of columns: sums[row * sums_stride + output] (+)= x[row] .
+// w[output]. `w` are rows of a weight as stored (fp32, fp16 or bf16), `x` rows of activations: bf16 where bf16_rounds_x
+// says so, float32 otherwise. A dot product runs in the lanes of one vector, is added up over the lanes at the block's
+// end, and blocks are added one after the other: the same order of additions whatever the tile's shape.
+struct LinearTileArgs {
+  const void* x = nullptr;
+  int64_t x_row_stride = 0;  // in elements of x
   int64_t rows = 0;
-  const void* panel = nullptr;
-  int64_t steps = 0;
-  float* c = nullptr;     // [rows, 64]
-  bool first = false;     // begin at zero instead of at c
-  bool prefetch = false;  // the panel comes from memory: ask for it ahead
+  const void* w = nullptr;
+  int64_t w_row_stride = 0;  // in elements of w
+  int64_t outputs = 0;
+  int64_t cols = 0;  // of this block
+  float* sums = nullptr;
+  int64_t sums_stride = 0;
+  bool first = false;     // sums = instead of sums +=
+  bool prefetch = false;  // w comes from memory: ask for the next outputs' rows ahead
 };
 
 struct LinearKernels {
-  void (*f32)(const LinearPanelArgs&);
-  void (*f16)(const LinearPanelArgs&);
-  void (*bf16)(const LinearPanelArgs&);
-  bool bf16_pairs;  // the bf16 kernel takes activations rounded to bf16, two in a uint32
-  // x [cols] to (cols + 1) / 2 such pairs, the last one filled up with zero; null when bf16_pairs is false.
-  void (*to_bf16_pairs)(const float* x, int64_t cols, uint32_t* pairs);
+  void (*f32)(const LinearTileArgs&);
+  void (*f16)(const LinearTileArgs&);
+  void (*bf16)(const LinearTileArgs&);
+  bool bf16_rounds_x;  // bf16 dot products: the bf16 kernel takes activations rounded to bf16
+  int max_rows;        // activation rows of one register tile: calls with at most so many rows read w once
 };
 
 // Element-wise work on one row.
