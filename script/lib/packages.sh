@@ -6,9 +6,9 @@ BUILD_PACKAGES=(
   ccache cmake g++ git ninja-build python3
   libabsl-dev libcli11-dev libfmt-dev libgtest-dev libpcre2-dev libspdlog-dev libutf8proc-dev nlohmann-json3-dev
 )
-# Version 14 on every distribution: another clang-format lays code out differently.
-LINT_PACKAGES=(clang-format-14 clang-tidy-14 python3-venv shellcheck)
-LINT_PIP_PACKAGES=(ruff==0.8.4)
+LINT_PACKAGES=(python3-venv shellcheck)
+# Pinned: another clang-format lays code out differently. clang-tidy 14, Debian 12's, stumbles over C++20.
+LINT_PIP_PACKAGES=(clang-format==14.0.6 clang-tidy==18.1.8 ruff==0.8.4)
 
 # Prints the packages among its arguments that are not installed.
 missing_packages() {
