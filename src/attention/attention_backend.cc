@@ -1,0 +1,54 @@
+#include "attention/attention_backend.h"
+
+#include "attention/paged_attention_backend.h"
+#include "attention/reference/reference_attention.h"
+
+namespace onepass {
+namespace {
+
+// One pass over the pages with the kernels of src/attention/cpu/.
+class FlashAttentionBackend final : public PagedAttentionBackend {
+ public:
+  using PagedAttentionBackend::PagedAttentionBackend;
+  std::string_view name() const override { return "flash"; }
+
+ private:
+  void attend(const AttentionParams& params, const Stream& stream) override {
+    reference_attention(params, stream);
+  }
+};
+
+// The oracle in the engine's place: slow, scalar, in float64.
+class ReferenceAttentionBackend final : public PagedAttentionBackend {
+ public:
+  using PagedAttentionBackend::PagedAttentionBackend;
+  std::string_view name() const override { return "reference"; }
+
+ private:
+  void attend(const AttentionParams& params, const Stream& stream) override { reference_attention(params, stream); }
+};
+
+}  // namespace
+
+StatusOr<AttentionKind> parse_attention_kind(std::string_view name) {
+  if (name == "flash") return AttentionKind::kFlash;
+  if (name == "reference") return AttentionKind::kReference;
+  return invalid_argument("attention: expected flash or reference, found \"", name, "\"");
+}
+
+StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(AttentionKind kind, const AttentionLimits& limits,
+                                                                   KvPool& pool, const RequestTable& table,
+                                                                   const Stream& stream) {
+  if (stream.device.kind != DeviceKind::kCpu) {
+    return unimplemented("attention: expected device cpu, found ", to_string(stream.device.kind));
+  }
+  std::unique_ptr<AttentionBackend> backend;
+  if (kind == AttentionKind::kFlash) {
+    backend = std::make_unique<FlashAttentionBackend>(limits, pool, table);
+  } else {
+    backend = std::make_unique<ReferenceAttentionBackend>(limits, pool, table);
+  }
+  return backend;
+}
+
+}  // namespace onepass

@@ -1,0 +1,92 @@
+#include "attention/paged_attention_backend.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/kv_store.h"
+
+namespace onepass {
+
+PagedAttentionBackend::PagedAttentionBackend(const AttentionLimits& limits, KvPool& pool, const RequestTable& table)
+    : limits_(limits),
+      pool_(pool),
+      table_(table),
+      cu_seqlens_q_(limits.max_requests + 1),
+      cache_seqlens_(limits.max_requests),
+      page_table_(static_cast<size_t>(limits.max_requests) * table.max_pages_per_request(), RequestTable::kNoPage),
+      out_cache_loc_(limits.max_tokens) {}
+
+void PagedAttentionBackend::plan(const AttentionBatch& batch, const Stream&) {
+  ONEPASS_CHECK_LE(batch.num_requests, limits_.max_requests);
+  ONEPASS_CHECK_LE(batch.num_tokens, limits_.max_tokens);
+  num_requests_ = batch.num_requests;
+  num_tokens_ = batch.num_tokens;
+  max_seqlen_q_ = batch.max_seqlen_q;
+  std::copy_n(batch.cu_seqlens_q, batch.num_requests + 1, cu_seqlens_q_.begin());
+  std::copy_n(batch.cache_seqlens, batch.num_requests, cache_seqlens_.begin());
+  std::copy_n(batch.out_cache_loc, batch.num_tokens, out_cache_loc_.begin());
+  const int page_size = pool_.config().page_size;
+  for (int request = 0; request < batch.num_requests; ++request) {
+    const std::span<const PageId> pages = table_.pages(batch.request_slots[request]);
+    const size_t used = (batch.cache_seqlens[request] + page_size - 1) / page_size;
+    ONEPASS_CHECK_LE(used, pages.size());
+    std::copy_n(pages.begin(), used,
+                page_table_.begin() + static_cast<int64_t>(request) * table_.max_pages_per_request());
+  }
+}
+
+void PagedAttentionBackend::run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) {
+  void* const k_pool = pool_.k(layer.index);
+  void* const v_pool = pool_.v(layer.index);
+  run_kv_store({.k = io.k,
+                .k_row_stride = io.k_row_stride,
+                .v = io.v,
+                .v_row_stride = io.v_row_stride,
+                .num_tokens = num_tokens_,
+                .num_kv_heads = layer.num_kv_heads,
+                .head_dim = layer.head_dim,
+                .head_dim_v = layer.head_dim_v,
+                .slots = out_cache_loc_.data(),
+                .k_pool = k_pool,
+                .v_pool = v_pool,
+                .dtype = pool_.config().dtype},
+               stream);
+  attend({.q = io.q,
+          .q_dtype = DType::kF32,
+          .q_row_stride = io.q_row_stride,
+          .q_head_stride = layer.head_dim,
+          .k = k_pool,
+          .v = v_pool,
+          .kv_dtype = pool_.config().dtype,
+          .k_page_stride = pool_.k_page_stride(),
+          .k_row_stride = pool_.k_row_stride(),
+          .k_head_stride = pool_.k_head_stride(),
+          .v_page_stride = pool_.v_page_stride(),
+          .v_row_stride = pool_.v_row_stride(),
+          .v_head_stride = pool_.v_head_stride(),
+          .out = io.out,
+          .out_dtype = DType::kF32,
+          .out_row_stride = io.out_row_stride,
+          .out_head_stride = layer.head_dim_v,
+          .batch = num_requests_,
+          .total_q = num_tokens_,
+          .max_seqlen_q = max_seqlen_q_,
+          .num_heads = layer.num_heads,
+          .num_heads_kv = layer.num_kv_heads,
+          .head_dim = layer.head_dim,
+          .head_dim_v = layer.head_dim_v,
+          .cu_seqlens_q = cu_seqlens_q_.data(),
+          .cache_seqlens = cache_seqlens_.data(),
+          .page_table = page_table_.data(),
+          .page_table_stride = table_.max_pages_per_request(),
+          .page_size = pool_.config().page_size,
+          .softmax_scale = layer.softmax_scale,
+          .causal = true,
+          .window_left = layer.window_left,
+          .attention_chunk = layer.attention_chunk,
+          .softcap = layer.softcap,
+          .sinks = layer.sinks},
+         stream);
+}
+
+}  // namespace onepass

@@ -1,0 +1,37 @@
+// What the backends share: the plan's buffers, the store of K and V, and the parameters of the kernel call. A backend
+// adds the kernel alone.
+#pragma once
+
+#include <vector>
+
+#include "attention/attention_backend.h"
+#include "attention/attention_params.h"
+
+namespace onepass {
+
+class PagedAttentionBackend : public AttentionBackend {
+ public:
+  PagedAttentionBackend(const AttentionLimits& limits, KvPool& pool, const RequestTable& table);
+
+  void plan(const AttentionBatch& batch, const Stream& stream) final;
+  void run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) final;
+
+ protected:
+  virtual void attend(const AttentionParams& params, const Stream& stream) = 0;
+
+ private:
+  const AttentionLimits limits_;
+  KvPool& pool_;
+  const RequestTable& table_;
+
+  // Written by plan(), read by run(): sized once, so their addresses never change.
+  int num_requests_ = 0;
+  int num_tokens_ = 0;
+  int max_seqlen_q_ = 0;
+  std::vector<int32_t> cu_seqlens_q_;   // [max_requests + 1]
+  std::vector<int32_t> cache_seqlens_;  // [max_requests]
+  std::vector<int32_t> page_table_;     // [max_requests, max_pages_per_request]
+  std::vector<int64_t> out_cache_loc_;  // [max_tokens]
+};
+
+}  // namespace onepass

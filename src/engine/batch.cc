@@ -1,0 +1,43 @@
+#include "engine/batch.h"
+
+#include <algorithm>
+
+namespace onepass {
+
+void Batch::clear() {
+  input_ids.clear();
+  positions.clear();
+  out_cache_loc.clear();
+  cu_seqlens_q.assign(1, 0);
+  cache_seqlens.clear();
+  request_slots.clear();
+  output_rows.clear();
+  max_seqlen_q = 0;
+}
+
+void Batch::add(int slot, const int32_t* tokens, int count, int first_position, int num_outputs,
+                const RequestTable& table, int page_size) {
+  const int begin = num_tokens();
+  input_ids.insert(input_ids.end(), tokens, tokens + count);
+  for (int i = 0; i < count; ++i) {
+    positions.push_back(first_position + i);
+    out_cache_loc.push_back(table.token_slot(slot, first_position + i, page_size));
+  }
+  for (int i = count - num_outputs; i < count; ++i) output_rows.push_back(begin + i);
+  cu_seqlens_q.push_back(begin + count);
+  cache_seqlens.push_back(first_position + count);
+  request_slots.push_back(slot);
+  max_seqlen_q = std::max(max_seqlen_q, count);
+}
+
+AttentionBatch Batch::attention() const {
+  return {.num_requests = num_requests(),
+          .num_tokens = num_tokens(),
+          .max_seqlen_q = max_seqlen_q,
+          .cu_seqlens_q = cu_seqlens_q.data(),
+          .cache_seqlens = cache_seqlens.data(),
+          .request_slots = request_slots.data(),
+          .out_cache_loc = out_cache_loc.data()};
+}
+
+}  // namespace onepass

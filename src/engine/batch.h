@@ -1,0 +1,36 @@
+// One step's work in the layout that the forward pass and the attention plan read.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/attention_backend.h"
+#include "kv_cache/request_table.h"
+
+namespace onepass {
+
+// New tokens of several requests, one after the other; request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1.
+struct Batch {
+  std::vector<int32_t> input_ids;        // [num_tokens]
+  std::vector<int32_t> positions;        // [num_tokens]
+  std::vector<int64_t> out_cache_loc;    // [num_tokens]: page * page_size + offset
+  std::vector<int32_t> cu_seqlens_q{0};  // [num_requests + 1]
+  std::vector<int32_t> cache_seqlens;    // [num_requests]: keys in all, new tokens included
+  std::vector<int32_t> request_slots;    // [num_requests]
+  std::vector<int32_t> output_rows;      // the tokens whose logits are wanted, ascending
+  int max_seqlen_q = 0;
+
+  int num_tokens() const { return static_cast<int>(input_ids.size()); }
+  int num_requests() const { return static_cast<int>(request_slots.size()); }
+
+  void clear();
+
+  // Appends `count` tokens of the request in `slot`, at positions first_position, ...; its row of `table` holds their
+  // pages. The logits of the last `num_outputs` of them are wanted.
+  void add(int slot, const int32_t* tokens, int count, int first_position, int num_outputs, const RequestTable& table,
+           int page_size);
+
+  AttentionBatch attention() const;
+};
+
+}  // namespace onepass

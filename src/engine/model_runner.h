@@ -1,0 +1,69 @@
+// A model on a device with its KV cache: batches in, logits out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "attention/attention_backend.h"
+#include "engine/batch.h"
+#include "kv_cache/kv_pool.h"
+#include "kv_cache/request_table.h"
+#include "models/decoder.h"
+#include "models/model_config.h"
+
+namespace onepass {
+
+struct ModelRunnerOptions {
+  std::string model_dir;
+  bool dummy_weights = false;  // random weights from config.json alone
+  AttentionKind attention = AttentionKind::kFlash;
+  int page_size = 64;
+  std::optional<DType> kv_dtype;  // unset: the dtype of the weights
+  int num_threads = 0;            // 0: one for each processor that this process may use
+  CpuIsa isa = best_cpu_isa();
+  int context_length = 0;         // 0: the model's own; tokens of one sequence at most
+  int max_requests = 1;           // sequences alive at the same time
+  int64_t kv_tokens = 0;          // 0: max_requests times the context length
+  int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
+  int max_outputs_per_step = 0;   // rows of logits of one step; 0: max_requests
+};
+
+// Used by one thread at a time. Holds the request table and the pool; which pages belong to whom is the Engine's
+// business.
+class ModelRunner {
+ public:
+  // Loads the weights. An error names the file, tensor or option that is wrong, or the memory that is missing.
+  static StatusOr<std::unique_ptr<ModelRunner>> create(const ModelRunnerOptions& options);
+
+  const ModelConfig& config() const { return decoder_->config(); }
+  const Decoder& decoder() const { return *decoder_; }
+  const ModelRunnerOptions& options() const { return options_; }  // with every default filled in
+  const AttentionBackend& attention() const { return *backend_; }
+  const Stream& stream() const { return stream_; }
+  RequestTable& table() { return table_; }
+  const KvPool& pool() const { return pool_; }
+
+  // One step: stores the tokens' K and V and returns the logits of batch.output_rows, [rows, vocab_size] float32, valid
+  // until the next call (the caller may change them). REQUIRES: token ids below vocab_size; the batch keeps to the
+  // options' limits.
+  std::span<float> forward(const Batch& batch);
+
+ private:
+  ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, std::unique_ptr<Decoder> decoder,
+              KvPool pool, RequestTable table);
+
+  const ModelRunnerOptions options_;
+  std::unique_ptr<ThreadPool> threads_;
+  Stream stream_;
+  std::unique_ptr<Decoder> decoder_;
+  KvPool pool_;
+  RequestTable table_;
+  std::unique_ptr<AttentionBackend> backend_;
+  DecoderWorkspace workspace_;
+  Buffer logits_;  // [max_outputs_per_step, vocab_size]
+};
+
+}  // namespace onepass
