@@ -5,6 +5,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 
 namespace onepass {
@@ -25,6 +26,22 @@ decltype(auto) str_cat_piece(const T& value) {
 template <typename... Args>
 std::string str_cat(const Args&... args) {
   return absl::StrCat(internal::str_cat_piece(args)...);
+}
+
+// Text of unknown origin, fit for a message of one line: control characters and bytes beyond ASCII as C escapes, cut to
+// about `limit` bytes.
+inline std::string printable(std::string_view text, size_t limit = 120) {
+  const bool whole = text.size() <= limit;
+  if (!whole) text = text.substr(0, limit);
+  std::string result;
+  for (const char c : text) {
+    if (c >= ' ' && c <= '~') {
+      result += c;
+    } else {
+      result += absl::CHexEscape(absl::string_view(&c, 1));
+    }
+  }
+  return whole ? result : result + "...";
 }
 
 }  // namespace onepass

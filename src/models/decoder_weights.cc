@@ -84,6 +84,18 @@ StatusOr<LayerWeights> load_layer(const ModelConfig& config, int index, Loader& 
   return layer;
 }
 
+// A tensor that the forward pass would ignore (a bias that the config does not announce, a 33rd layer) means that
+// config and files do not belong together, and the text would be quietly wrong.
+Status check_untaken(const ModelConfig& config, const WeightSource& source) {
+  for (const std::string& name : source.untaken()) {
+    if (name.ends_with("rotary_emb.inv_freq")) continue;                   // computed from the config
+    if (name == "lm_head.weight" && config.tie_word_embeddings) continue;  // a copy of the embedding
+    return invalid_argument("tensor ", printable(name), ": expected only what ", config.architecture,
+                            " with this config.json has, found this one too");
+  }
+  return ok_status();
+}
+
 }  // namespace
 
 StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source) {
@@ -102,6 +114,7 @@ StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::un
   } else {
     ONEPASS_ASSIGN_OR_RETURN(weights.lm_head, loader.matrix({{"lm_head", config.vocab_size}}, config.hidden_size));
   }
+  ONEPASS_RETURN_IF_ERROR(check_untaken(config, *weights.source));
   return weights;
 }
 

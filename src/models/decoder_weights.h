@@ -39,8 +39,8 @@ struct DecoderWeights {
   std::vector<Buffer> converted;         // matrices whose parts came in different dtypes, as float32
 };
 
-// Takes every tensor that the config asks for from `source`; an error names the first that is missing or has another
-// shape.
+// Takes every tensor that the config asks for from `source`; an error names the first that is missing, has another
+// shape or that the config does not account for.
 StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source);
 
 }  // namespace onepass

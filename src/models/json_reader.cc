@@ -10,8 +10,7 @@ using nlohmann::json;
 
 StatusOr<JsonReader> JsonReader::open(const std::string& path) {
   ONEPASS_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
-  json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (object.is_discarded()) return invalid_argument(path, ": expected JSON, found a syntax error");
+  ONEPASS_ASSIGN_OR_RETURN(json object, parse_json(path, text));
   if (!object.is_object()) return invalid_argument(path, ": expected a JSON object, found ", object.type_name());
   return JsonReader(path, std::move(object));
 }
@@ -25,9 +24,8 @@ const json& JsonReader::value(const char* key) const {
 bool JsonReader::has(const char* key) const { return !value(key).is_null(); }
 
 Status JsonReader::error(const char* key, const std::string& expected) const {
-  std::string found = has(key) ? value(key).dump(-1, ' ', true, json::error_handler_t::replace) : "nothing";
-  if (found.size() > 80) found = found.substr(0, 77) + "...";
-  return invalid_argument(where_, ": ", key, ": expected ", expected, ", found ", found);
+  return invalid_argument(where_, ": ", key, ": expected ", expected, ", found ",
+                          has(key) ? json_excerpt(value(key)) : "nothing");
 }
 
 StatusOr<int64_t> JsonReader::required_int(const char* key, int64_t low, int64_t high) const {

@@ -2,23 +2,24 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "base/status.h"
 
 namespace onepass {
 
-// An object of a JSON file. A key that is null counts as missing.
+// An object of a JSON file. A key that is null counts as missing, but for contains().
 class JsonReader {
  public:
   // Reads a file that holds one object.
   static StatusOr<JsonReader> open(const std::string& path);
 
   bool has(const char* key) const;
-  const nlohmann::json& value(const char* key) const;  // null when missing
+  bool contains(const char* key) const { return object_.contains(key); }  // null included
+  const nlohmann::json& value(const char* key) const;                     // null when missing
 
   // Whole numbers in [low, high]. The first refuses a missing key, the others do with `fallback`.
   StatusOr<int64_t> required_int(const char* key, int64_t low, int64_t high) const;

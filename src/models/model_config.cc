@@ -70,7 +70,8 @@ Status read_common(const JsonReader& json, ModelConfig& config) {
 
 Status configure_window_layers(const JsonReader& json, ModelConfig& config) {
   ONEPASS_ASSIGN_OR_RETURN(const bool use, json.optional_bool("use_sliding_window", false));
-  ONEPASS_ASSIGN_OR_RETURN(const int64_t window, json.optional_int("sliding_window", 1, INT32_MAX, 4096));
+  const int64_t fallback = json.contains("sliding_window") ? 0 : 4096;  // null is no window, whatever the flag says
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t window, json.optional_int("sliding_window", 1, INT32_MAX, fallback));
   ONEPASS_ASSIGN_OR_RETURN(const int64_t first, json.optional_int("max_window_layers", 0, INT32_MAX, 28));
   if (!use) return ok_status();
   for (int layer = 0; layer < config.num_layers; ++layer) {
@@ -105,8 +106,10 @@ StatusOr<ModelConfig> load_model_config(const std::string& model_dir) {
   ONEPASS_ASSIGN_OR_RETURN(const GenerationConfig generation, GenerationConfig::load(model_dir));
   if (!generation.eos_token_ids.empty()) config.eos_token_ids = generation.eos_token_ids;
   for (int32_t token : config.eos_token_ids) {
-    if (token >= config.vocab_size)
-      return json.error("eos_token_id", str_cat("less than vocab_size = ", config.vocab_size));
+    if (token >= config.vocab_size) {
+      return invalid_argument(model_dir, ": eos_token_id: expected less than vocab_size = ", config.vocab_size,
+                              ", found ", token);
+    }
   }
   return config;
 }

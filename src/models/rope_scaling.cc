@@ -68,6 +68,12 @@ Status scale_yarn(const JsonReader& scaling, double theta, const ModelConfig& co
   return ok_status();
 }
 
+// No architecture of this engine rotates only a part of each head.
+Status check_whole_rotation(const JsonReader& json) {
+  ONEPASS_ASSIGN_OR_RETURN(const double factor, json.optional_number("partial_rotary_factor", 0, 1, 1));
+  return factor == 1 ? ok_status() : json.error("partial_rotary_factor", "1");
+}
+
 }  // namespace
 
 Status configure_rope(const JsonReader& json, ModelConfig& config) {
@@ -80,10 +86,9 @@ Status configure_rope(const JsonReader& json, ModelConfig& config) {
     ONEPASS_ASSIGN_OR_RETURN(theta, scaling->optional_number("rope_theta", 1.001, kLargest, theta));
     ONEPASS_ASSIGN_OR_RETURN(type, scaling->optional_string("type", type));  // the spelling of old folders
     ONEPASS_ASSIGN_OR_RETURN(type, scaling->optional_string("rope_type", type));
-    if (scaling->has("partial_rotary_factor")) {
-      return unimplemented(scaling->where(), ": partial_rotary_factor: expected none, found one");
-    }
+    ONEPASS_RETURN_IF_ERROR(check_whole_rotation(*scaling));
   }
+  ONEPASS_RETURN_IF_ERROR(check_whole_rotation(json));
   if (config.head_dim % 2 != 0) return json.error("head_dim", "an even number (rotary embedding turns pairs)");
   std::vector<double> inv_freq(config.head_dim / 2);
   for (size_t i = 0; i < inv_freq.size(); ++i)
@@ -100,7 +105,7 @@ Status configure_rope(const JsonReader& json, ModelConfig& config) {
     ONEPASS_RETURN_IF_ERROR(scale_yarn(*scaling, theta, config, inv_freq, config.rope_attention_factor));
   } else if (type != "default") {
     return unimplemented(scaling->where(), ": rope_type: expected default, linear, dynamic, llama3 or yarn, found \"",
-                         type, "\"");
+                         printable(type), "\"");
   }
   config.rope_inv_freq = std::move(inv_freq);
   return ok_status();

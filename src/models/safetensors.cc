@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+
+#include "base/json.h"
 
 namespace onepass {
 namespace {
@@ -35,27 +36,23 @@ std::optional<uint64_t> as_size(const json& value) {
   return std::nullopt;
 }
 
-std::string brief(const json& value) {
-  std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
-}
-
 // The header as JSON; a name that stands in it twice is refused, as the format says.
 StatusOr<json> parse_header(const std::string& path, const char* text, uint64_t size) {
   std::set<std::string> names;
-  std::string duplicate;
+  std::optional<std::string> duplicate;
   const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
     if (depth == 1 && event == json::parse_event_t::key && !names.insert(parsed.get<std::string>()).second) {
       duplicate = parsed.get<std::string>();
     }
     return true;
   };
-  json header = json::parse(text, text + size, watch, /*allow_exceptions=*/false);
-  if (header.is_discarded() || !header.is_object()) {
-    return invalid_argument(path, ": expected a JSON object as header of ", size, " bytes, found something else");
+  ONEPASS_ASSIGN_OR_RETURN(json header, parse_json(path + ": header", {text, size}, watch));
+  if (!header.is_object()) {
+    return invalid_argument(path, ": header: expected a JSON object, found ", json_excerpt(header));
   }
-  if (!duplicate.empty()) return invalid_argument(path, ": tensor ", duplicate, " stands twice in the header");
+  if (duplicate) {
+    return invalid_argument(path, ": tensor ", printable(*duplicate), ": expected once in the header, found twice");
+  }
   return header;
 }
 
@@ -67,33 +64,38 @@ struct Extent {
 // One entry of the header, checked against the size of the data.
 Status parse_tensor(const std::string& path, const std::string& name, const json& entry, uint64_t data_size,
                     TensorView& tensor, Extent& extent) {
-  const auto error = [&](const auto&... args) { return invalid_argument(path, ": tensor ", name, ": ", args...); };
-  if (!entry.is_object()) return error("expected an object, found ", brief(entry));
+  const auto error = [&](const auto&... args) {
+    return invalid_argument(path, ": tensor ", printable(name), ": ", args...);
+  };
+  if (!entry.is_object()) return error("expected an object, found ", json_excerpt(entry));
   const json dtype = entry.value("dtype", json());
   const auto parsed_dtype = dtype.is_string() ? parse_dtype(dtype.get<std::string>()) : std::nullopt;
-  if (!parsed_dtype) return error("dtype: expected F64, F32, F16, BF16 or an integer type, found ", brief(dtype));
+  if (!parsed_dtype)
+    return error("dtype: expected F64, F32, F16, BF16 or an integer type, found ", json_excerpt(dtype));
   tensor.dtype = *parsed_dtype;
   const json shape = entry.value("shape", json());
-  if (!shape.is_array()) return error("shape: expected a list, found ", brief(shape));
+  if (!shape.is_array()) return error("shape: expected a list, found ", json_excerpt(shape));
   if (shape.size() > 16) return error("shape: expected at most 16 dimensions, found ", shape.size());
   uint64_t bytes = size_of(tensor.dtype);
   for (const json& dimension : shape) {
     const auto size = as_size(dimension);
-    if (!size || *size > uint64_t{1} << 48) return error("shape: expected sizes of 0 or more, found ", brief(shape));
+    if (!size || *size > uint64_t{1} << 48)
+      return error("shape: expected sizes of 0 or more, found ", json_excerpt(shape));
     if (__builtin_mul_overflow(bytes, *size, &bytes))
-      return error("shape: ", brief(shape), " has more bytes than fit 64 bits");
+      return error("shape: ", json_excerpt(shape), " has more bytes than fit 64 bits");
     tensor.shape.push_back(static_cast<int64_t>(*size));
   }
   const json offsets = entry.value("data_offsets", json());
   const bool is_pair = offsets.is_array() && offsets.size() == 2;
   const auto begin = is_pair ? as_size(offsets[0]) : std::nullopt, end = is_pair ? as_size(offsets[1]) : std::nullopt;
-  if (!begin || !end || *begin > *end) return error("data_offsets: expected [begin, end], found ", brief(offsets));
+  if (!begin || !end || *begin > *end)
+    return error("data_offsets: expected [begin, end], found ", json_excerpt(offsets));
   if (*end > data_size) {
     return error("data_offsets: expected to end within the file's ", data_size, " bytes of data, found ", *end);
   }
   if (*end - *begin != bytes) {
-    return error("data_offsets: expected ", bytes, " bytes for ", to_string(tensor.dtype), " of shape ", brief(shape),
-                 ", found ", *end - *begin);
+    return error("data_offsets: expected ", bytes, " bytes for ", to_string(tensor.dtype), " of shape ",
+                 json_excerpt(shape), ", found ", *end - *begin);
   }
   extent = {*begin, *end};
   return ok_status();
@@ -145,7 +147,7 @@ StatusOr<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
   uint64_t position = 0;
   for (const auto& [extent, name] : extents) {
     if (extent.begin != position) {
-      return invalid_argument(path, ": tensor ", name, ": data_offsets: expected to begin at ", position,
+      return invalid_argument(path, ": tensor ", printable(name), ": data_offsets: expected to begin at ", position,
                               ", where the tensor before it ends, found ", extent.begin);
     }
     position = extent.end;

@@ -1,5 +1,6 @@
 #include "models/weight_source.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <set>
@@ -28,10 +29,22 @@ class FileWeights final : public WeightSource {
         return invalid_argument(file.path(), ": tensor ", name, ": expected float32, float16 or bfloat16, found ",
                                 to_string(view.dtype));
       }
+      taken_.insert(name);
       return view;
     }
     return not_found(model_dir_, ": expected a tensor ", name, " of shape ", shape_string(shape), ", found none in ",
                      files_.size(), files_.size() == 1 ? " file" : " files");
+  }
+
+  std::vector<std::string> untaken() const override {
+    std::vector<std::string> names;
+    for (const SafetensorsFile& file : files_) {
+      for (const auto& [name, view] : file.tensors()) {
+        if (!taken_.contains(name)) names.push_back(name);
+      }
+    }
+    std::sort(names.begin(), names.end());
+    return names;
   }
 
   int64_t file_bytes() const override {
@@ -43,6 +56,7 @@ class FileWeights final : public WeightSource {
  private:
   const std::string model_dir_;
   const std::vector<SafetensorsFile> files_;
+  std::set<std::string> taken_;
 };
 
 // Uniform numbers from a 64-bit mixer (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
@@ -75,6 +89,7 @@ class RandomWeights final : public WeightSource {
     return view;
   }
 
+  std::vector<std::string> untaken() const override { return {}; }
   int64_t file_bytes() const override { return 0; }
 
  private:
@@ -97,28 +112,37 @@ StatusOr<std::vector<SafetensorsFile>> open_safetensors(const std::string& model
   ONEPASS_ASSIGN_OR_RETURN(const JsonReader json, JsonReader::open(index));
   const nlohmann::json& map = json.value("weight_map");
   if (!map.is_object()) return json.error("weight_map", "an object from tensor to file");
-  std::set<std::string> names;
+  std::map<std::string, size_t> position;  // of each shard in `files`
   for (const auto& [tensor, shard] : map.items()) {
-    if (!shard.is_string()) return invalid_argument(index, ": weight_map: ", tensor, ": expected a file name");
+    const auto error = [&](const auto&... expected) {
+      return invalid_argument(index, ": weight_map: ", printable(tensor), ": expected ", expected..., ", found ",
+                              json_excerpt(shard));
+    };
+    if (!shard.is_string()) return error("a file name");
     const std::string name = shard.get<std::string>();
-    // A name, not a way out of the folder.
-    if (name.empty() || name.find('/') != std::string::npos || name == "." || name == "..") {
-      return invalid_argument(index, ": weight_map: ", tensor, ": expected a file of the folder, found \"", name, "\"");
+    // A name, not a way out of the folder (nor, for the system, the shorter one that a zero byte would make of it).
+    if (name.empty() || name.find_first_of(std::string_view("/\0", 2)) != std::string::npos || name == "." ||
+        name == "..") {
+      return error("a file of the folder");
     }
-    names.insert(name);
+    if (!position.contains(name)) {
+      ONEPASS_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::open(model_dir + "/" + name));
+      position[name] = files.size();
+      files.push_back(std::move(file));
+    }
+    if (!files[position[name]].tensors().contains(tensor)) return error("a shard that holds this tensor");
   }
-  std::map<std::string, size_t> position;
-  for (const std::string& name : names) {
-    ONEPASS_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::open(model_dir + "/" + name));
-    position[name] = files.size();
-    files.push_back(std::move(file));
-  }
-  for (const auto& [tensor, shard] : map.items()) {
-    const SafetensorsFile& file = files[position[shard.get<std::string>()]];
-    if (!file.tensors().contains(tensor)) {
-      return invalid_argument(index, ": weight_map: expected tensor ", tensor, " in ", file.path(), ", found none");
+  std::map<std::string, std::string> owner;
+  for (const SafetensorsFile& file : files) {
+    for (const auto& [name, view] : file.tensors()) {
+      const auto [it, fresh] = owner.emplace(name, file.path());
+      if (!fresh) {
+        return invalid_argument(file.path(), ": tensor ", printable(name), ": expected in one shard, found in ",
+                                it->second, " too");
+      }
     }
   }
+  if (files.empty()) return json.error("weight_map", "at least one tensor");
   return files;
 }
 

@@ -23,6 +23,9 @@ class WeightSource {
   // shape.
   virtual StatusOr<TensorView> tensor(const std::string& name, const std::vector<int64_t>& shape) = 0;
 
+  // Names in the files that nobody has asked for, sorted.
+  virtual std::vector<std::string> untaken() const = 0;
+
   // Bytes of all files, for progress and reports; 0 for random weights.
   virtual int64_t file_bytes() const = 0;
 };
@@ -34,7 +37,8 @@ StatusOr<std::unique_ptr<WeightSource>> open_weight_files(const std::string& mod
 // Random weights of `dtype`, small enough that activations stay tame; norms are near one. The same every time.
 std::unique_ptr<WeightSource> make_random_weights(DType dtype, const Stream& stream);
 
-// Tensors by name, of one file or several shards. For looking at a folder; open_weight_files serves the decoder.
+// The same files, for looking at a folder. An error names a tensor that stands in two of them, that the index names and
+// its shard lacks, or a shard outside the folder.
 StatusOr<std::vector<SafetensorsFile>> open_safetensors(const std::string& model_dir);
 
 }  // namespace onepass

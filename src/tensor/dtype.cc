@@ -58,7 +58,7 @@ StatusOr<DType> parse_float_dtype(std::string_view name) {
   if (name == "float32" || name == "fp32" || name == "f32") return DType::kF32;
   if (name == "float16" || name == "fp16" || name == "f16" || name == "half") return DType::kF16;
   if (name == "bfloat16" || name == "bf16") return DType::kBF16;
-  return invalid_argument("dtype: expected float32, float16 or bfloat16, found \"", name, "\"");
+  return invalid_argument("dtype: expected float32, float16 or bfloat16, found \"", printable(name), "\"");
 }
 
 float to_float(Float16 value) {
