@@ -120,9 +120,10 @@ StatusOr<std::vector<SafetensorsFile>> open_safetensors(const std::string& model
     };
     if (!shard.is_string()) return error("a file name");
     const std::string name = shard.get<std::string>();
-    // A name, not a way out of the folder (nor, for the system, the shorter one that a zero byte would make of it).
-    if (name.empty() || name.find_first_of(std::string_view("/\0", 2)) != std::string::npos || name == "." ||
-        name == "..") {
+    // A name, not a way out of the folder, nor one that ends early or breaks a line.
+    const bool is_plain =
+        std::none_of(name.begin(), name.end(), [](char c) { return c == '/' || (c >= 0 && c < ' ') || c == 0x7f; });
+    if (!is_plain || name.empty() || name == "." || name == "..") {
       return error("a file of the folder");
     }
     if (!position.contains(name)) {
