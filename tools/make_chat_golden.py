@@ -5,6 +5,7 @@ The environment is the one that transformers' apply_chat_template sets up (Immut
 controls, its tojson and raise_exception). The templates under tests/golden/chat/*.jinja are this project's own, in the formats and with the
 constructs of the families that they are named after.
 """
+
 import json
 import pathlib
 
@@ -30,7 +31,7 @@ def environment():
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 ANSWER = {"role": "assistant", "content": "  4.\n"}
-SYSTEM = {"role": "system", "content": "You are terse.\n\nVery \"terse\" — 很短. <b>&amp;</b>"}
+SYSTEM = {"role": "system", "content": 'You are terse.\n\nVery "terse" — 很短. <b>&amp;</b>'}
 TOOLS = [
     {
         "type": "function",
@@ -44,23 +45,41 @@ TOOLS = [
             },
         },
     },
-    {"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}}},
+    {
+        "type": "function",
+        "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}},
+    },
 ]
 CALL = {
     "role": "assistant",
     "content": "",
     "tool_calls": [
-        {"id": "call12345", "type": "function",
-         "function": {"name": "get_weather", "arguments": {"place": "Paris \"VI\"", "days": 2, "deep": [1.5, None, True, {"a": "é"}]}}}
+        {
+            "id": "call12345",
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "arguments": {"place": 'Paris "VI"', "days": 2, "deep": [1.5, None, True, {"a": "é"}]},
+            },
+        }
     ],
 }
-RESULT = {"role": "tool", "tool_call_id": "call12345", "name": "get_weather", "content": "{\"temperature\": 21}"}
+RESULT = {"role": "tool", "tool_call_id": "call12345", "name": "get_weather", "content": '{"temperature": 21}'}
 THINKING = {"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nFour."}
 CONVERSATIONS = [
     {"messages": [USER]},
     {"messages": [SYSTEM, USER]},
     {"messages": [USER, ANSWER, {"role": "user", "content": " And 3 + 3? \n"}]},
-    {"messages": [SYSTEM, USER, ANSWER, {"role": "user", "content": "日本語で? 👩‍👩‍👧"}, {"role": "assistant", "content": "はい"}], "add_generation_prompt": False},
+    {
+        "messages": [
+            SYSTEM,
+            USER,
+            ANSWER,
+            {"role": "user", "content": "日本語で? 👩‍👩‍👧"},
+            {"role": "assistant", "content": "はい"},
+        ],
+        "add_generation_prompt": False,
+    },
     {"messages": [SYSTEM, USER], "tools": TOOLS},
     {"messages": [USER, CALL, RESULT], "tools": TOOLS},
     {"messages": [SYSTEM, USER, CALL, RESULT, RESULT, ANSWER, USER], "tools": TOOLS},
@@ -70,15 +89,34 @@ CONVERSATIONS = [
     {"messages": [{"role": "assistant", "content": "hello"}]},
     {"messages": [USER, SYSTEM]},
     {"messages": []},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "part one"}, {"type": "text", "text": " part two "}]}]},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "part one"}, {"type": "text", "text": " part two "}]}
+        ]
+    },
     {"messages": [{"role": "user", "content": None}]},
 ]
 
 # One construct each: a template, and variables beside those of BASE.
 BASE = {
-    "s": "Hello World", "e": "", "n": None, "t": True, "f": False, "i": 7, "neg": -7, "x": 2.5, "big": 1e20, "small": 1e-7,
-    "l": [3, 1, 2], "names": ["b", "A", "c", "a"], "d": {"b": 1, "a": "two", "items": [1]}, "nested": [{"k": {"v": 1}, "on": True}, {"k": {"v": 2}, "on": False}, {"k": {"v": 3}}],
-    "u": "Ünï 😀 ße", "quote": "it's \"both\"", "ws": " \t pad \n", "html": "<a href='x'>&</a>",
+    "s": "Hello World",
+    "e": "",
+    "n": None,
+    "t": True,
+    "f": False,
+    "i": 7,
+    "neg": -7,
+    "x": 2.5,
+    "big": 1e20,
+    "small": 1e-7,
+    "l": [3, 1, 2],
+    "names": ["b", "A", "c", "a"],
+    "d": {"b": 1, "a": "two", "items": [1]},
+    "nested": [{"k": {"v": 1}, "on": True}, {"k": {"v": 2}, "on": False}, {"k": {"v": 3}}],
+    "u": "Ünï 😀 ße",
+    "quote": 'it\'s "both"',
+    "ws": " \t pad \n",
+    "html": "<a href='x'>&</a>",
 }
 SNIPPETS = """
 {{ s }}|{{ e }}|{{ n }}|{{ t }}|{{ f }}|{{ i }}|{{ x }}|{{ big }}|{{ small }}|{{ missing }}
@@ -193,14 +231,24 @@ def main():
     conversations = []
     for path in sorted(FOLDER.glob("*.jinja")):
         for conversation in CONVERSATIONS:
-            variables = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None, "add_generation_prompt": True} | conversation
-            conversations.append({"template": path.name, "input": conversation} | render(env, path.read_text(), variables))
+            variables = {
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": True,
+            } | conversation
+            conversations.append(
+                {"template": path.name, "input": conversation} | render(env, path.read_text(), variables)
+            )
     for case in cases:
         del case["variables"]
     output = {"jinja2": jinja2.__version__, "variables": BASE, "cases": cases, "conversations": conversations}
     (FOLDER / "cases.json").write_text(json.dumps(output, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(cases)} cases ({sum('error' in c for c in cases)} errors), {len(conversations)} conversations "
-          f"({sum('error' in c for c in conversations)} errors)")
+    print(
+        f"{len(cases)} cases ({sum('error' in c for c in cases)} errors), {len(conversations)} conversations "
+        f"({sum('error' in c for c in conversations)} errors)"
+    )
 
 
 if __name__ == "__main__":

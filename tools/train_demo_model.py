@@ -22,12 +22,13 @@ import time
 import torch
 import torch.nn.functional as F
 import transformers
+from demo_folder import BOS_TOKEN, EOS_TOKEN, export, model_card
+from demo_llama import Llama
 from eval_perplexity import evaluate, windows
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
-BOS_TOKEN, EOS_TOKEN = "<|begin_of_text|>", "<|end_of_text|>"
 # Llama 3's pre-tokenizer.
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -118,118 +119,6 @@ def encode_with_dropout(tokenizer: Tokenizer, text: str, dropout: float, count: 
     noisy = Tokenizer.from_str(tokenizer.to_str())
     noisy.model.dropout = dropout
     return [e.ids for e in noisy.encode_batch([text] * count, add_special_tokens=False)]
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path, context: int) -> None:
-    """The three files as Llama 3's folders have them."""
-    tokenizer.save(str(folder / "tokenizer.json"))
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    added = {
-        str(tokenizer.token_to_id(token)): {"content": token, **flags, "special": True}
-        for token in (BOS_TOKEN, EOS_TOKEN)
-    }
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "added_tokens_decoder": added,
-            "bos_token": BOS_TOKEN,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": EOS_TOKEN,
-            "model_input_names": ["input_ids", "attention_mask"],
-            "model_max_length": context,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )
-    write_json(
-        folder / "special_tokens_map.json",
-        {"bos_token": {"content": BOS_TOKEN, **flags}, "eos_token": {"content": EOS_TOKEN, **flags}},
-    )
-
-
-def write_json(path: pathlib.Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-# --- model: Llama, with the hub's parameter names, and dropout ---------------------------------------------------------
-
-
-class Attention(nn.Module):
-    def __init__(self, a: argparse.Namespace):
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.dropout = a.heads, a.kv_heads, a.head_dim, a.dropout
-        self.q_proj = nn.Linear(a.hidden, a.heads * a.head_dim, bias=False)
-        self.k_proj = nn.Linear(a.hidden, a.kv_heads * a.head_dim, bias=False)
-        self.v_proj = nn.Linear(a.hidden, a.kv_heads * a.head_dim, bias=False)
-        self.o_proj = nn.Linear(a.heads * a.head_dim, a.hidden, bias=False)
-
-    def forward(self, x, cos, sin):
-        def rotated(y):
-            low, high = y.chunk(2, dim=-1)
-            return y * cos + torch.cat((-high, low), dim=-1) * sin
-
-        batch, tokens, _ = x.shape
-        q = rotated(self.q_proj(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2))
-        k = rotated(self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2))
-        v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
-        k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) for y in (k, v))
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-class Mlp(nn.Module):
-    def __init__(self, a: argparse.Namespace):
-        super().__init__()
-        self.gate_proj = nn.Linear(a.hidden, a.intermediate, bias=False)
-        self.up_proj = nn.Linear(a.hidden, a.intermediate, bias=False)
-        self.down_proj = nn.Linear(a.intermediate, a.hidden, bias=False)
-        self.dropout = nn.Dropout(a.dropout)
-
-    def forward(self, x):
-        return self.down_proj(self.dropout(F.silu(self.gate_proj(x)) * self.up_proj(x)))
-
-
-class Layer(nn.Module):
-    def __init__(self, a: argparse.Namespace):
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(a.hidden, eps=a.norm_eps)
-        self.self_attn = Attention(a)
-        self.post_attention_layernorm = nn.RMSNorm(a.hidden, eps=a.norm_eps)
-        self.mlp = Mlp(a)
-        self.dropout = nn.Dropout(a.dropout)
-
-    def forward(self, x, cos, sin):
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
-
-
-class Llama(nn.Module):
-    def __init__(self, a: argparse.Namespace, vocab: int):
-        super().__init__()
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(vocab, a.hidden),
-                "layers": nn.ModuleList(Layer(a) for _ in range(a.layers)),
-                "norm": nn.RMSNorm(a.hidden, eps=a.norm_eps),
-            }
-        )
-        self.dropout = nn.Dropout(a.dropout)
-        inverse = a.rope_theta ** (-torch.arange(0, a.head_dim, 2, dtype=torch.float64) / a.head_dim)
-        angles = torch.outer(torch.arange(a.context, dtype=torch.float64), inverse).repeat(1, 2)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * a.layers) if into_residual else 1))
-
-    def forward(self, ids):
-        tokens = ids.shape[1]
-        x = self.dropout(self.model["embed_tokens"](ids))
-        cos, sin = self.cos[:tokens].to(x.dtype), self.sin[:tokens].to(x.dtype)
-        for layer in self.model["layers"]:
-            x = layer(x, cos, sin)
-        return F.linear(self.dropout(self.model["norm"](x)), self.model["embed_tokens"].weight)
 
 
 # --- data --------------------------------------------------------------------------------------------------------------
@@ -355,99 +244,6 @@ def train(a: argparse.Namespace, tokenizer: Tokenizer, text: str, held_out: str,
     return best_state, facts
 
 
-# --- export --------------------------------------------------------------------------------------------------------------
-
-
-def export(a, tokenizer: Tokenizer, state: dict, folder: pathlib.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.to(torch.bfloat16).contiguous().cpu() for k, v in state.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
-    bos, eos = tokenizer.token_to_id(BOS_TOKEN), tokenizer.token_to_id(EOS_TOKEN)
-    write_json(
-        folder / "config.json",
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": bos,
-            "eos_token_id": eos,
-            "head_dim": a.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": a.hidden,
-            "initializer_range": 0.02,
-            "intermediate_size": a.intermediate,
-            "max_position_embeddings": a.context,
-            "mlp_bias": False,
-            "model_type": "llama",
-            "num_attention_heads": a.heads,
-            "num_hidden_layers": a.layers,
-            "num_key_value_heads": a.kv_heads,
-            "rms_norm_eps": a.norm_eps,
-            "rope_scaling": None,
-            "rope_theta": a.rope_theta,
-            "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16",
-            "use_cache": True,
-            "vocab_size": tokenizer.get_vocab_size(),
-        },
-    )
-    write_json(
-        folder / "generation_config.json",
-        {"bos_token_id": bos, "do_sample": True, "eos_token_id": eos, "temperature": 0.8, "top_k": 50, "top_p": 0.95},
-    )
-    save_tokenizer(tokenizer, folder, a.context)
-
-
-def model_card(a, facts: dict, measured: dict, text_bytes: int, held_out_bytes: int, hardware: str, name: str) -> str:
-    hyper = ", ".join(
-        f"{k} {v}"
-        for k, v in vars(a).items()
-        if k not in ("preset", "text", "output", "tokenizer", "teacher", "device")
-    )
-    again = f"python tools/train_demo_model.py --preset {a.preset} --text tinyshakespeare.txt --output models/{name}"
-    taught = ""
-    if a.teacher:
-        teacher = pathlib.Path(a.teacher).name
-        again += f" \\\n        --tokenizer models/{teacher} --teacher models/{teacher}"
-        taught = f"Same tokenizer as `{teacher}`, and taught by it (distillation weight {a.distill}): a draft model for it.\n"
-    megabytes = facts["parameters"] * 2 / 1e6
-    return f"""---
-license: apache-2.0
-language: en
-library_name: transformers
-pipeline_tag: text-generation
----
-# {name}
-
-A Llama of {facts["parameters"]:,} parameters ({megabytes:.1f} MB in bf16) that writes in the manner of Shakespeare's plays. It exists so
-that the engine can be tried and tested with a real, trained model right after the clone. It knows nothing but its text.
-{taught}
-
-| | |
-| --- | --- |
-| architecture | `LlamaForCausalLM`: {a.layers} layers, hidden {a.hidden}, {a.heads} query and {a.kv_heads} KV heads of {a.head_dim}, SwiGLU {a.intermediate}, RoPE theta {a.rope_theta:g}, tied embeddings |
-| tokenizer | byte-level BPE, {a.vocab_size} entries, Llama 3's pre-tokenizer; `{BOS_TOKEN}` begins every sequence, `{EOS_TOKEN}` was never trained |
-| positions | trained on windows of {a.context} tokens; `max_position_embeddings` says the same |
-| data | tinyshakespeare ({text_bytes:,} bytes, public domain; not in this repository): the first {text_bytes - held_out_bytes:,} bytes, {facts["training_tokens"]:,} tokens, for training and the tokenizer; the last {held_out_bytes:,} held out |
-| training | {facts["steps"]} steps of {a.batch} windows, stopped by the held-out loss, best at step {facts["best_step"]}; {facts["seconds"]} s on {hardware} |
-| **held-out loss** | **{measured["nll_per_token"]:.4f} nats a token, {measured["nll_per_byte"]:.4f} nats a byte ({measured["bits_per_byte"]:.4f} bits), perplexity {measured["perplexity"]:.4f}** |
-| licence | Apache-2.0 |
-
-The held-out figures are those of the exported bf16 weights, computed in float32 by `transformers` over {measured["tokens"]:,} tokens, in
-non-overlapping windows of {measured["context"]} tokens that each begin with `{BOS_TOKEN}`, every other token counted once:
-
-    python tools/eval_perplexity.py --model models/{name} --file tinyshakespeare.txt --held-out
-
-The held-out text chose the moment to stop and the settings below, so its loss is slightly flattered. To train it again
-(the kernels of a GPU are not deterministic: expect a close loss, not the same bits):
-
-    {again}
-
-Settings: {hyper}.
-"""
-
-
 def parse() -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=PRESETS, default="demo")
@@ -481,7 +277,7 @@ def main() -> None:
     assert set(load_file(a.output / "model.safetensors")) == set(state)
     torch.set_float32_matmul_precision("highest")
     measured = evaluate(a.output, raw[split:], device=a.device)
-    hardware = torch.cuda.get_device_name() if a.device == "cuda" else "a CPU"
+    hardware = torch.cuda.get_device_name() if a.device == "cuda" else "CPU"
     card = model_card(a, facts, measured, len(raw), len(raw) - split, f"one {hardware}", a.output.name)
     (a.output / "README.md").write_text(card)
     print(
