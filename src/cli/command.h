@@ -14,6 +14,7 @@ using Action = std::function<Status()>;
 // Each adds its subcommand and options to `app`. Values that an option's validator can refuse are refused by CLI11
 // (exit 2); the action returns everything else as a status (exit 1). Results go to stdout, all else to stderr.
 void add_devices_command(CLI::App& app, Action& action);
+void add_inspect_command(CLI::App& app, Action& action);
 void add_ladder_command(CLI::App& app, Action& action);
 
 }  // namespace onepass

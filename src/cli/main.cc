@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   });
   onepass::Action action;
   onepass::add_devices_command(app, action);
+  onepass::add_inspect_command(app, action);
   onepass::add_ladder_command(app, action);
   try {
     app.parse(argc, argv);
