@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -164,6 +166,29 @@ TEST_F(FuzzModels, ModelsWithDamagedConfigsRunOrAreRefused) {
   }
   EXPECT_GT(accepted_, kMutations / 10);
   EXPECT_GT(refused_, kMutations / 2);
+}
+
+// The format allows a header of any length, and the data right behind it.
+TEST_F(FuzzModels, WeightsMayLieAtAnyAlignment) {
+  for (const char* model : {"llama-gqa", "llama-bf16", "llama-fp16"}) {
+    use(model);
+    const std::string& file = files_["model.safetensors"];
+    uint64_t header_size = 0;
+    std::memcpy(&header_size, file.data(), 8);
+    std::vector<float> expected;
+    for (size_t padding : {0, 1, 2, 3, 6}) {
+      write("model.safetensors",
+            with_length(header_size + padding,
+                        file.substr(8, header_size) + std::string(padding, ' ') + file.substr(8 + header_size)));
+      auto engine = Engine::create({.model_dir = dir_, .num_threads = 1});
+      ASSERT_TRUE(engine.ok()) << engine.status();
+      Sequence sequence = *(*engine)->open();
+      sequence.tokens = {1, 2, 3, 4, 5};
+      const std::span<float> logits = *(*engine)->prefill(sequence);
+      if (padding == 0) expected.assign(logits.begin(), logits.end());
+      EXPECT_TRUE(std::equal(logits.begin(), logits.end(), expected.begin(), expected.end())) << padding;
+    }
+  }
 }
 
 TEST_F(FuzzModels, DamagedIndexesAreReadOrRefused) {

@@ -70,7 +70,7 @@ class Mutator {
           [[fallthrough]];
         case 2:
           if (node.is_number_integer()) {
-            node = node.get<int64_t>() + static_cast<int64_t>(below(5)) - 2;
+            node = node.get<uint64_t>() + below(5) - 2;  // wraps around
             break;
           }
           [[fallthrough]];

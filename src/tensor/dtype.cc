@@ -87,14 +87,26 @@ Float16 to_float16(float value) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
 }
 
+namespace {
+
+// Tensors lie in files at any alignment.
+template <typename T>
+T load_element(const void* data, int64_t index) {
+  T element;
+  std::memcpy(&element, static_cast<const std::byte*>(data) + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return element;
+}
+
+}  // namespace
+
 float load_float(const void* data, DType dtype, int64_t index) {
   switch (dtype) {
     case DType::kF32:
-      return static_cast<const float*>(data)[index];
+      return load_element<float>(data, index);
     case DType::kF16:
-      return to_float(static_cast<const Float16*>(data)[index]);
+      return to_float(load_element<Float16>(data, index));
     case DType::kBF16:
-      return to_float(static_cast<const BFloat16*>(data)[index]);
+      return to_float(load_element<BFloat16>(data, index));
     default:
       check_failed(__FILE__, __LINE__, "load_float of a dtype that is not fp32, fp16 or bf16");
   }

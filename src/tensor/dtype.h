@@ -62,7 +62,8 @@ inline Float16 from_float<Float16>(float value) {
   return to_float16(value);
 }
 
-// Element `index` of an array of a floating dtype, as float32; and its inverse. For code that is not hot.
+// Element `index` of an array of a floating dtype at any alignment, as float32; and its inverse, aligned. For code that
+// is not hot.
 float load_float(const void* data, DType dtype, int64_t index);
 void store_float(void* data, DType dtype, int64_t index, float value);
 

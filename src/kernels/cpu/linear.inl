@@ -174,11 +174,12 @@ inline void tile(const LinearTileArgs& args, int64_t row, int64_t output) {
     multiply_add<Format, kRows>(w, col, x, col, acc);
   }
   if (col < args.cols) {
-    // The last columns, filled up with zeros: what follows a row in memory may be anything.
+    // The last columns, filled up with zeros: what follows a row in memory may be anything. (Copied as bytes: weights
+    // lie at any alignment.)
     W tails[kTileOutputs][Format::kStep] = {};
     const W* tail[kTileOutputs];
     for (int o = 0; o < kTileOutputs; ++o) {
-      for (int64_t i = 0; i < args.cols - col; ++i) tails[o][i] = w[o][col + i];
+      __builtin_memcpy(tails[o], w[o] + col, static_cast<size_t>(args.cols - col) * sizeof(W));
       tail[o] = tails[o];
     }
     multiply_add<Format, kRows>(tail, 0, x, col, acc);
