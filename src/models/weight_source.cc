@@ -1,5 +1,7 @@
 #include "models/weight_source.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -73,6 +75,13 @@ class RandomWeights final : public WeightSource {
 
   StatusOr<TensorView> tensor(const std::string& name, const std::vector<int64_t>& shape) override {
     TensorView view{.dtype = dtype_, .shape = shape};
+    // Memory is mapped without asking whether there is as much: an absurd config would end in the kernel's killing.
+    bytes_ += static_cast<int64_t>(view.size_bytes());
+    const int64_t machine = int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+    if (bytes_ > machine) {
+      return resource_exhausted("random weights: expected at most the machine's ", machine, " bytes, found ", bytes_,
+                                " with tensor ", name);
+    }
     ONEPASS_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(view.size_bytes()));
     // Matrices keep the variance of their input (uniform numbers in [-1/2, 1/2) have variance 1/12); norms scale by 0.5
     // to 1.5.
@@ -96,6 +105,7 @@ class RandomWeights final : public WeightSource {
   const DType dtype_;
   const Stream stream_;
   uint64_t count_ = 0;
+  int64_t bytes_ = 0;
   std::vector<Buffer> buffers_;
 };
 
