@@ -3,93 +3,21 @@
 //
 // A register tile is kTileRows rows of activations by four outputs: with AVX-512, 24 of the 32 registers accumulate,
 // and ten loads feed 24 multiplications, so that arithmetic and not the L1 cache sets the pace.
-#include <immintrin.h>
-
-#include <cstdint>
-
+#include "base/simd.inl"
 #include "kernels/cpu/isa_kernels.h"
 
 namespace onepass::cpu::ONEPASS_ISA {
 namespace {
 
+using namespace onepass::ONEPASS_ISA;  // NOLINT: the vectors of this instruction set
+
 constexpr int kTileOutputs = 4;
-
 #if defined(__AVX512F__)
-
 constexpr int kTileRows = 6;
-struct Vec {
-  static constexpr int kLanes = 16;
-  __m512 v;
-};
-inline Vec vec_zero() { return {_mm512_setzero_ps()}; }
-inline Vec vec_fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline Vec vec_load_f32(const void* p) { return {_mm512_loadu_ps(p)}; }
-inline Vec vec_load_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))}; }
-inline Vec vec_load_bf16(const void* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
-}
-// The sums over the lanes of four vectors.
-inline __m128 vec_sums(Vec a, Vec b, Vec c, Vec d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
-  const __m512 abcd = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
-                                    _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
 #elif defined(__AVX2__)
-
 constexpr int kTileRows = 3;
-struct Vec {
-  static constexpr int kLanes = 8;
-  __m256 v;
-};
-inline Vec vec_zero() { return {_mm256_setzero_ps()}; }
-inline Vec vec_fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline Vec vec_load_f32(const void* p) { return {_mm256_loadu_ps(static_cast<const float*>(p))}; }
-inline Vec vec_load_f16(const void* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)))}; }
-inline Vec vec_load_bf16(const void* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
-}
-inline __m128 vec_sums(Vec a, Vec b, Vec c, Vec d) {
-  const __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-  return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
-}
-
 #else
-
 constexpr int kTileRows = 2;
-struct Vec {
-  static constexpr int kLanes = 4;
-  __m128 v;
-};
-inline Vec vec_zero() { return {_mm_setzero_ps()}; }
-inline Vec vec_fma(Vec a, Vec b, Vec c) { return {_mm_add_ps(_mm_mul_ps(a.v, b.v), c.v)}; }
-inline Vec vec_load_f32(const void* p) { return {_mm_loadu_ps(static_cast<const float*>(p))}; }
-inline Vec vec_load_bf16(const void* p) {
-  const __m128i narrow = _mm_loadl_epi64(static_cast<const __m128i*>(p));
-  return {_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow))};
-}
-inline Vec vec_load_f16(const void* p) {
-  // Exponent and mantissa moved into place and rescaled by 2^112, which puts subnormals right too; infinities and NaN
-  // apart.
-  const __m128i bits = _mm_unpacklo_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)), _mm_setzero_si128());
-  const __m128i sign = _mm_slli_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x8000)), 16);
-  const __m128i magnitude = _mm_and_si128(bits, _mm_set1_epi32(0x7fff));
-  const __m128 scaled = _mm_mul_ps(_mm_castsi128_ps(_mm_slli_epi32(magnitude, 13)), _mm_set1_ps(0x1p112f));
-  const __m128i special = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7bff));
-  const __m128i exponent = _mm_and_si128(special, _mm_set1_epi32(0x7f800000));
-  return {_mm_castsi128_ps(_mm_or_si128(_mm_or_si128(_mm_castps_si128(scaled), exponent), sign))};
-}
-inline __m128 vec_sums(Vec a, Vec b, Vec c, Vec d) {
-  const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a.v, b.v), _mm_unpackhi_ps(a.v, b.v));
-  const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c.v, d.v), _mm_unpackhi_ps(c.v, d.v));
-  return _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
-}
-
 #endif
 
 // How a vector of weights meets a vector of activations, for each dtype of weights. kStep: columns of one vector.
@@ -99,8 +27,8 @@ struct F32 {
   using WVec = Vec;
   using XVec = Vec;
   static constexpr int kStep = Vec::kLanes;
-  static WVec load_w(const W* p) { return vec_load_f32(p); }
-  static XVec load_x(const X* p) { return vec_load_f32(p); }
+  static WVec load_w(const W* p) { return vec_load(p); }
+  static XVec load_x(const X* p) { return vec_load(p); }
   static Vec multiply_add(WVec w, XVec x, Vec sum) { return vec_fma(w, x, sum); }
 };
 
