@@ -1,5 +1,6 @@
 #include "attention/attention_backend.h"
 
+#include "attention/cpu/flash_attention.h"
 #include "attention/paged_attention_backend.h"
 #include "attention/reference/reference_attention.h"
 
@@ -14,8 +15,10 @@ class FlashAttentionBackend final : public PagedAttentionBackend {
 
  private:
   void attend(const AttentionParams& params, const Stream& stream) override {
-    reference_attention(params, stream);
+    flash_attention_cpu(params, workspace_, stream);
   }
+
+  FlashAttentionWorkspace workspace_;
 };
 
 // The oracle in the engine's place: slow, scalar, in float64.
@@ -44,6 +47,10 @@ StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(AttentionKind
   }
   std::unique_ptr<AttentionBackend> backend;
   if (kind == AttentionKind::kFlash) {
+    ONEPASS_RETURN_IF_ERROR(flash_attention_cpu_supports({.num_heads = 1,
+                                                          .num_heads_kv = 1,
+                                                          .head_dim = pool.config().head_dim,
+                                                          .head_dim_v = pool.config().head_dim_v}));
     backend = std::make_unique<FlashAttentionBackend>(limits, pool, table);
   } else {
     backend = std::make_unique<ReferenceAttentionBackend>(limits, pool, table);

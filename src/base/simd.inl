@@ -1,6 +1,6 @@
-// Vectors of float32 for the code that is compiled once for each instruction set: the including file names its own by ONEPASS_ISA
-// and is compiled with its flags (onepass_isa_sources in cmake/). Everything is in an unnamed namespace, so that no function compiled for
-// one instruction set can take another's place when the program is linked.
+// Vectors of float32 for the code that is compiled once for each instruction set: the including file names its own by
+// ONEPASS_ISA and is compiled with its flags (onepass_isa_sources in cmake/). Everything is in an unnamed namespace, so
+// that no function compiled for one instruction set can take another's place when the program is linked.
 #pragma once
 
 #include <immintrin.h>
@@ -39,7 +39,8 @@ inline Vec vec_scale_by_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.
 // Lanes first..last of `a`; `other` in the rest.
 inline Vec vec_select_lanes(Vec a, int first, int last, Vec other) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __mmask16 mask = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first)) & _mm512_cmple_epi32_mask(lane, _mm512_set1_epi32(last));
+  const __mmask16 mask =
+      _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first)) & _mm512_cmple_epi32_mask(lane, _mm512_set1_epi32(last));
   return {_mm512_mask_blend_ps(mask, other.v, a.v)};
 }
 // The sums over the lanes of four vectors.
@@ -86,13 +87,14 @@ inline float vec_reduce_add(Vec a) {
 inline Vec vec_round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec vec_scale_by_power_of_two(Vec a, Vec n) {
   // Below 2^-126 the factor's exponent is 0, which is 0; above 2^127 does not occur (arguments are at most 0 or small).
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_max_ps(n.v, _mm256_set1_ps(-127.0f))), _mm256_set1_epi32(127));
+  const __m256i exponent =
+      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_max_ps(n.v, _mm256_set1_ps(-127.0f))), _mm256_set1_epi32(127));
   return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
 inline Vec vec_select_lanes(Vec a, int first, int last, Vec other) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i outside =
-      _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane), _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(last)));
+  const __m256i outside = _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane),
+                                          _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(last)));
   return {_mm256_blendv_ps(a.v, other.v, _mm256_castsi256_ps(outside))};
 }
 inline __m128 vec_sums(Vec a, Vec b, Vec c, Vec d) {
@@ -121,7 +123,8 @@ inline Vec vec_load_bf16(const void* p) {
   return {_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), narrow))};
 }
 inline Vec vec_load_f16(const void* p) {
-  // Exponent and mantissa moved into place and rescaled by 2^112, which puts subnormals right too; infinities and NaN apart.
+  // Exponent and mantissa moved into place and rescaled by 2^112, which puts subnormals right too; infinities and NaN
+  // apart.
   const __m128i bits = _mm_unpacklo_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)), _mm_setzero_si128());
   const __m128i sign = _mm_slli_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x8000)), 16);
   const __m128i magnitude = _mm_and_si128(bits, _mm_set1_epi32(0x7fff));
@@ -145,7 +148,8 @@ inline Vec vec_scale_by_power_of_two(Vec a, Vec n) {
 }
 inline Vec vec_select_lanes(Vec a, int first, int last, Vec other) {
   const __m128i lane = _mm_setr_epi32(0, 1, 2, 3);
-  const __m128i outside = _mm_or_si128(_mm_cmpgt_epi32(_mm_set1_epi32(first), lane), _mm_cmpgt_epi32(lane, _mm_set1_epi32(last)));
+  const __m128i outside =
+      _mm_or_si128(_mm_cmpgt_epi32(_mm_set1_epi32(first), lane), _mm_cmpgt_epi32(lane, _mm_set1_epi32(last)));
   return {_mm_blendv_ps(a.v, other.v, _mm_castsi128_ps(outside))};
 }
 inline __m128 vec_sums(Vec a, Vec b, Vec c, Vec d) {
@@ -156,8 +160,8 @@ inline __m128 vec_sums(Vec a, Vec b, Vec c, Vec d) {
 
 #endif
 
-// 2^x for x <= about 100: x = n + f with |f| <= 1/2, and 2^f by its Taylor polynomial of degree 6 in f ln 2 (relative error 1.2e-7). 0 for
-// -inf and whatever is below the range.
+// 2^x for x <= about 100: x = n + f with |f| <= 1/2, and 2^f by its Taylor polynomial of degree 6 in f ln 2 (relative
+// error 1.2e-7). 0 for -inf and whatever is below the range.
 inline Vec vec_exp2(Vec x) {
   const Vec clamped = vec_max(x, vec_set(-200.0f));  // of -inf, n and f would be NaN
   const Vec n = vec_round(clamped);

@@ -1,0 +1,329 @@
+#include "attention/cpu/flash_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+
+#include "attention/cpu/flash_plan.h"
+#include "attention/cpu/flash_tile.h"
+#include "base/check.h"
+
+namespace onepass {
+namespace {
+
+using cpu::FlashItem;
+using cpu::FlashKernels;
+using cpu::kMaxTileRows;
+
+constexpr int kMaxHeadDim = 512;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2e = std::numbers::log2e_v<float>;
+
+int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+const FlashKernels& kernels_for(CpuIsa isa, DType dtype) {
+  const cpu::FlashKernelTable& table = isa == CpuIsa::kAvx512Bf16 ? cpu::avx512bf16::kFlashKernels
+                                       : isa == CpuIsa::kAvx512   ? cpu::avx512::kFlashKernels
+                                       : isa == CpuIsa::kAvx2     ? cpu::avx2::kFlashKernels
+                                                                  : cpu::portable::kFlashKernels;
+  return dtype == DType::kF32 ? table.f32 : dtype == DType::kF16 ? table.f16 : table.bf16;
+}
+
+// Rows of float32 (or anything else) to bf16, in a loop that compilers vectorise; NaN aside, as to_bfloat16.
+void round_to_bf16(const float* from, int count, uint16_t* to) {
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, 4);
+    to[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+}
+
+// One thread's scratch memory, cut out of the workspace.
+struct ThreadScratch {
+  float* q;         // [kMaxTileRows, head_dim] float32, or bf16 in half of it
+  float* o;         // [kMaxTileRows, head_dim_v]
+  float* max;       // [kMaxTileRows]
+  float* sum;       // [kMaxTileRows]
+  float* tile;      // of the kernels
+  float* staged_k;  // [max_keys, head_dim]: rows whose length is not a multiple of 16, filled up with zeros
+  float* staged_v;
+
+  static size_t floats(const FlashKernels& kernels, int head_dim, int head_dim_v) {
+    return kMaxTileRows * (head_dim + head_dim_v + 2) + kernels.scratch_bytes(head_dim, head_dim_v) / sizeof(float) +
+           kernels.max_keys * (head_dim + head_dim_v) + 16;
+  }
+  ThreadScratch(float* memory, const FlashKernels& kernels, int head_dim, int head_dim_v) {
+    tile = memory;
+    q = tile + kernels.scratch_bytes(head_dim, head_dim_v) / sizeof(float);
+    o = q + kMaxTileRows * head_dim;
+    staged_k = o + kMaxTileRows * head_dim_v;
+    staged_v = staged_k + kernels.max_keys * head_dim;
+    max = staged_v + kernels.max_keys * head_dim_v;
+    sum = max + kMaxTileRows;
+  }
+};
+
+// The addresses of a range of a request's K and V rows, by way of the page table.
+class KeyRows {
+ public:
+  KeyRows(const AttentionParams& p, int request, int head_kv)
+      : p_(p), request_(request), element_(static_cast<int64_t>(size_of(p.kv_dtype))) {
+    k_ = static_cast<const std::byte*>(p.k) + head_kv * p.k_head_stride * element_;
+    v_ = static_cast<const std::byte*>(p.v) + head_kv * p.v_head_stride * element_;
+  }
+
+  void locate(int64_t begin, int count, const void** k, const void** v) const {
+    if (p_.page_table == nullptr) {
+      for (int i = 0; i < count; ++i) {
+        const int64_t row = p_.cu_seqlens_k[request_] + begin + i;
+        k[i] = k_ + row * p_.k_row_stride * element_;
+        v[i] = v_ + row * p_.v_row_stride * element_;
+      }
+      return;
+    }
+    const int32_t* const table = p_.page_table + request_ * p_.page_table_stride;
+    int64_t page = begin / p_.page_size, offset = begin % p_.page_size;
+    for (int i = 0; i < count; ++page, offset = 0) {
+      const std::byte* const k_page = k_ + table[page] * p_.k_page_stride * element_;
+      const std::byte* const v_page = v_ + table[page] * p_.v_page_stride * element_;
+      for (; offset < p_.page_size && i < count; ++offset, ++i) {
+        k[i] = k_page + offset * p_.k_row_stride * element_;
+        v[i] = v_page + offset * p_.v_row_stride * element_;
+      }
+    }
+  }
+
+ private:
+  const AttentionParams& p_;
+  const int request_;
+  const int64_t element_;
+  const std::byte* k_;
+  const std::byte* v_;
+};
+
+class FlashAttention {
+ public:
+  FlashAttention(const AttentionParams& params, FlashAttentionWorkspace& workspace, const Stream& stream)
+      : p_(params),
+        stream_(stream),
+        kernels_(kernels_for(stream.isa, params.kv_dtype)),
+        group_(params.num_heads / params.num_heads_kv),
+        head_dim_(padded(params.head_dim)),
+        head_dim_v_(padded(params.head_dim_v)),
+        plan_(cpu::plan_flash_attention(params, stream.pool->num_threads())) {
+    const size_t partial = plan_.partial_rows * (head_dim_v_ + 2);
+    scratch_floats_ = (ThreadScratch::floats(kernels_, head_dim_, head_dim_v_) + 15) / 16 * 16;
+    float* const memory = workspace.reserve(scratch_floats_ * stream.pool->num_threads() + partial);
+    scratch_ = memory;
+    partial_o_ = memory + scratch_floats_ * stream.pool->num_threads();
+    partial_max_ = partial_o_ + plan_.partial_rows * head_dim_v_;
+    partial_sum_ = partial_max_ + plan_.partial_rows;
+  }
+
+  void run() {
+    stream_.pool->parallel_dynamic(static_cast<int64_t>(plan_.items.size()),
+                                   [&](int64_t i, int thread) { compute(plan_.items[i], thread); });
+    stream_.pool->parallel_dynamic(static_cast<int64_t>(plan_.merges.size()),
+                                   [&](int64_t i, int) { merge(plan_.merges[i]); });
+  }
+
+ private:
+  int64_t token_row(const FlashItem& item, int row) const {
+    return p_.cu_seqlens_q[item.request] + (item.first_row + row) / group_;
+  }
+  int head(const FlashItem& item, int row) const {
+    return item.head_kv * group_ + static_cast<int>((item.first_row + row) % group_);
+  }
+
+  void load_queries(const FlashItem& item, float* q) const {
+    alignas(64) float row[kMaxHeadDim];
+    std::fill(row + p_.head_dim, row + head_dim_, 0.0f);
+    for (int r = 0; r < item.rows; ++r) {
+      const int64_t at = token_row(item, r) * p_.q_row_stride + head(item, r) * p_.q_head_stride;
+      const float* from = row;
+      if (p_.q_dtype == DType::kF32 && p_.head_dim == head_dim_) {
+        from = static_cast<const float*>(p_.q) + at;
+      } else {
+        convert_to_float(static_cast<const std::byte*>(p_.q) + at * static_cast<int64_t>(size_of(p_.q_dtype)),
+                         p_.q_dtype, p_.head_dim, row);
+      }
+      if (kernels_.q_is_bf16) {
+        round_to_bf16(from, head_dim_, reinterpret_cast<uint16_t*>(q) + r * head_dim_);
+      } else {
+        std::copy_n(from, head_dim_, q + r * head_dim_);
+      }
+    }
+  }
+
+  // Copies of rows that are not whole vectors long.
+  void stage(const void** rows, int count, int head_dim, int padded_dim, float* staged) const {
+    const int64_t element = static_cast<int64_t>(size_of(p_.kv_dtype));
+    std::byte* to = reinterpret_cast<std::byte*>(staged);
+    for (int i = 0; i < count; ++i, to += padded_dim * element) {
+      std::memcpy(to, rows[i], head_dim * element);
+      std::memset(to + head_dim * element, 0, (padded_dim - head_dim) * element);
+      rows[i] = to;
+    }
+  }
+
+  void compute(const FlashItem& item, int thread) {
+    ThreadScratch scratch(scratch_ + thread * scratch_floats_, kernels_, head_dim_, head_dim_v_);
+    cpu::FlashRows rows{.rows = item.rows, .head_dim = head_dim_, .head_dim_v = head_dim_v_, .q = scratch.q};
+    const bool is_part = item.partial >= 0;
+    rows.o = is_part ? partial_o_ + item.partial * head_dim_v_ : scratch.o;
+    rows.max = is_part ? partial_max_ + item.partial : scratch.max;
+    rows.sum = is_part ? partial_sum_ + item.partial : scratch.sum;
+    std::fill_n(rows.o, item.rows * head_dim_v_, 0.0f);
+    std::fill_n(rows.max, item.rows, -kInfinity);
+    std::fill_n(rows.sum, item.rows, 0.0f);
+    load_queries(item, scratch.q);
+
+    KeyBounds bounds[kMaxTileRows];
+    for (int r = 0; r < item.rows; ++r) {
+      const cpu::KeyRange range = cpu::visible_keys(p_, item.request, (item.first_row + r) / group_);
+      bounds[r] = {range.first, range.last};
+    }
+    absorb_keys(item, rows, bounds, scratch);
+    if (!is_part) {
+      for (int r = 0; r < item.rows; ++r) finish(item, r, rows.o + r * head_dim_v_, rows.max[r], rows.sum[r]);
+    }
+  }
+
+  struct KeyBounds {
+    int64_t first, last;
+  };
+
+  void absorb_keys(const FlashItem& item, const cpu::FlashRows& rows, const KeyBounds* bounds,
+                   ThreadScratch& scratch) const {
+    constexpr int kLimit = 1 << 20;
+    const KeyRows key_rows(p_, item.request, item.head_kv);
+    const void* k[2][256];
+    const void* v[2][256];
+    int32_t first[kMaxTileRows], last[kMaxTileRows];
+    ONEPASS_CHECK_LE(kernels_.max_keys, 256);
+    const auto count_from = [&](int64_t begin) {
+      return static_cast<int>(std::min<int64_t>(kernels_.max_keys, item.key_end - begin));
+    };
+    int current = 0;
+    if (item.key_begin < item.key_end) key_rows.locate(item.key_begin, count_from(item.key_begin), k[0], v[0]);
+    for (int64_t begin = item.key_begin; begin < item.key_end; begin += kernels_.max_keys) {
+      const int count = count_from(begin);
+      const int64_t next = begin + count;
+      const int next_count = next < item.key_end ? count_from(next) : 0;
+      if (next_count > 0) key_rows.locate(next, next_count, k[1 - current], v[1 - current]);
+      for (int r = 0; r < item.rows; ++r) {
+        first[r] = static_cast<int32_t>(std::clamp<int64_t>(bounds[r].first - begin, -kLimit, kLimit));
+        last[r] = static_cast<int32_t>(std::clamp<int64_t>(bounds[r].last - begin, -kLimit, kLimit));
+      }
+      if (p_.head_dim != head_dim_) stage(k[current], count, p_.head_dim, head_dim_, scratch.staged_k);
+      if (p_.head_dim_v != head_dim_v_) stage(v[current], count, p_.head_dim_v, head_dim_v_, scratch.staged_v);
+      const float descale = scale_of(p_.q_descale, item) * scale_of(p_.k_descale, item);
+      const float score_scale = p_.softmax_scale * descale;
+      const int element = static_cast<int>(size_of(p_.kv_dtype));
+      kernels_.absorb(rows, {.count = count,
+                             .k = k[current],
+                             .v = v[current],
+                             .first = first,
+                             .last = last,
+                             .next_k = k[1 - current],
+                             .next_v = v[1 - current],
+                             .next_count = next_count,
+                             .k_bytes = p_.head_dim * element,
+                             .v_bytes = p_.head_dim_v * element,
+                             .scale = p_.softcap > 0.0f ? score_scale / p_.softcap : score_scale * kLog2e,
+                             .softcap = p_.softcap * kLog2e,
+                             .scratch = scratch.tile});
+      current = 1 - current;
+    }
+  }
+
+  float scale_of(const float* scales, const FlashItem& item) const {
+    return scales == nullptr ? 1.0f : scales[item.request * p_.num_heads_kv + item.head_kv];
+  }
+
+  // The row's result from its whole sum; max is in units of log 2.
+  void finish(const FlashItem& item, int row, const float* o, float max, float sum) const {
+    float lse = -kInfinity, factor = 0.0f;
+    if (sum > 0.0f) {
+      if (p_.sinks != nullptr) {
+        const float sink = p_.sinks[head(item, row)] * kLog2e, new_max = std::max(max, sink);
+        factor = std::exp2(max - new_max);
+        sum = sum * factor + std::exp2(sink - new_max);
+        max = new_max;
+      } else {
+        factor = 1.0f;
+      }
+      lse = (max + std::log2(sum)) * std::numbers::ln2_v<float>;
+      factor *= scale_of(p_.v_descale, item) / sum;
+    }
+    const int64_t at = token_row(item, row) * p_.out_row_stride + head(item, row) * p_.out_head_stride;
+    if (p_.out_dtype == DType::kF32) {
+      float* const out = static_cast<float*>(p_.out) + at;
+      for (int i = 0; i < p_.head_dim_v; ++i) out[i] = o[i] * factor;
+    } else {
+      for (int i = 0; i < p_.head_dim_v; ++i) store_float(p_.out, p_.out_dtype, at + i, o[i] * factor);
+    }
+    if (p_.softmax_lse != nullptr) p_.softmax_lse[int64_t{head(item, row)} * p_.total_q + token_row(item, row)] = lse;
+  }
+
+  // The parts of a tile, in the order of their keys; empty ones have max = -inf and weigh nothing.
+  void merge(const cpu::FlashMerge& merge) const {
+    const FlashItem& item = merge.item;
+    std::vector<float> o(head_dim_v_);
+    for (int row = 0; row < item.rows; ++row) {
+      float max = -kInfinity, sum = 0.0f;
+      for (int part = 0; part < merge.count; ++part)
+        max = std::max(max, partial_max_[item.partial + part * item.rows + row]);
+      std::fill(o.begin(), o.end(), 0.0f);
+      for (int part = 0; part < merge.count && max > -kInfinity; ++part) {
+        const int64_t at = item.partial + part * item.rows + row;
+        const float weight = std::exp2(partial_max_[at] - max);
+        sum += partial_sum_[at] * weight;
+        for (int i = 0; i < head_dim_v_; ++i) o[i] += partial_o_[at * head_dim_v_ + i] * weight;
+      }
+      finish(item, row, o.data(), max, sum);
+    }
+  }
+
+  const AttentionParams& p_;
+  const Stream& stream_;
+  const FlashKernels& kernels_;
+  const int group_;
+  const int head_dim_;
+  const int head_dim_v_;
+  const cpu::FlashPlan plan_;
+  size_t scratch_floats_ = 0;
+  float* scratch_ = nullptr;
+  float* partial_o_ = nullptr;    // [partial_rows, head_dim_v]
+  float* partial_max_ = nullptr;  // [partial_rows]
+  float* partial_sum_ = nullptr;
+};
+
+}  // namespace
+
+float* FlashAttentionWorkspace::reserve(size_t floats) {
+  if (memory_.size() < floats + 16) memory_.resize(floats + 16);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data());
+  return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+Status flash_attention_cpu_supports(const AttentionParams& params) {
+  ONEPASS_RETURN_IF_ERROR(validate(params));
+  for (int head_dim : {params.head_dim, params.head_dim_v}) {
+    if (head_dim > kMaxHeadDim) {
+      return unimplemented("attention: head_dim: expected at most ", kMaxHeadDim, " on the CPU, found ", head_dim);
+    }
+  }
+  return ok_status();
+}
+
+void flash_attention_cpu(const AttentionParams& params, FlashAttentionWorkspace& workspace, const Stream& stream) {
+  if (const Status status = flash_attention_cpu_supports(params); !status.ok()) {
+    check_failed(__FILE__, __LINE__, std::string(status.message()));
+  }
+  FlashAttention(params, workspace, stream).run();
+}
+
+}  // namespace onepass

@@ -1,0 +1,196 @@
+#include "attention/cpu/flash_attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "attention/cpu/flash_plan.h"
+#include "attention/testing/attention_problem.h"
+
+namespace onepass {
+namespace {
+
+constexpr int kHeadDims[] = {64, 80, 96, 128, 192, 256, 8, 40, 72};
+
+// Every rounding that a straightforward computation with operands of the given dtype makes: Q and the weights rounded,
+// float32 sums, no tiles. What a kernel may err by is measured against what this errs by, as in FlashAttention's own
+// tests.
+AttentionResult low_precision(const AttentionProblem& problem, bool bf16_operands) {
+  const AttentionSpec& spec = problem.spec();
+  const AttentionParams& p = problem.params();
+  const auto round = [&](float x) { return bf16_operands ? to_float(to_bfloat16(x)) : x; };
+  AttentionResult result = problem.run_reference();  // for the shapes, and the lse
+  std::fill(result.out.begin(), result.out.end(), 0.0f);
+  std::vector<float> scores, weights;
+  for (int b = 0; b < p.batch; ++b) {
+    for (int i = 0; i < spec.seqlens_q[b]; ++i) {
+      const cpu::KeyRange range = cpu::visible_keys(p, b, i);
+      for (int h = 0; h < spec.num_heads; ++h) {
+        const int head_kv = h / (spec.num_heads / spec.num_heads_kv), scale_at = b * spec.num_heads_kv + head_kv;
+        float max = spec.sinks ? p.sinks[h] : -INFINITY;
+        scores.clear();
+        for (int64_t j = range.first; j <= range.last; ++j) {
+          float score = 0.0f;
+          for (int d = 0; d < spec.head_dim; ++d)
+            score += round(problem.query(b, i, h, d)) * problem.key(b, static_cast<int>(j), head_kv, d);
+          score *= p.softmax_scale;
+          if (spec.descales) score *= p.q_descale[scale_at] * p.k_descale[scale_at];
+          if (spec.softcap > 0) score = spec.softcap * std::tanh(score / spec.softcap);
+          scores.push_back(score);
+          max = std::max(max, score);
+        }
+        if (scores.empty()) continue;
+        float sum = spec.sinks ? std::exp(p.sinks[h] - max) : 0.0f;
+        float* const out =
+            result.out.data() + ((int64_t{p.cu_seqlens_q[b]} + i) * spec.num_heads + h) * spec.head_dim_v;
+        for (size_t n = 0; n < scores.size(); ++n) {
+          const float weight = std::exp(scores[n] - max);
+          sum += weight;
+          for (int d = 0; d < spec.head_dim_v; ++d) {
+            out[d] +=
+                round(weight) * problem.value(b, static_cast<int>(range.first + static_cast<int64_t>(n)), head_kv, d);
+          }
+        }
+        const float scale = (spec.descales ? p.v_descale[scale_at] : 1.0f) / sum;
+        for (int d = 0; d < spec.head_dim_v; ++d) out[d] *= scale;
+      }
+    }
+  }
+  return result;
+}
+
+// Every instruction set of this machine on one problem. The reference and the low-precision baselines are computed
+// once.
+void expect_close(AttentionProblem& problem, ThreadPool& pool) {
+  const AttentionSpec& spec = problem.spec();
+  const AttentionResult expected = problem.run_reference();
+  float largest = 0.0f;
+  for (float value : expected.out) largest = std::max(largest, std::fabs(value));
+  const double out_rounding = spec.out_dtype == DType::kBF16  ? 0x1p-8
+                              : spec.out_dtype == DType::kF16 ? 0x1p-11
+                                                              : 0x1p-20;
+  const double float_error = compare(low_precision(problem, false), expected).max_out;
+  for (CpuIsa isa : supported_cpu_isas()) {
+    SCOPED_TRACE(to_string(isa));
+    problem.clear_output();
+    FlashAttentionWorkspace workspace;
+    flash_attention_cpu(problem.params(), workspace, {.pool = &pool, .isa = isa});
+    ASSERT_TRUE(problem.padding_intact());
+    const bool bf16_operands = isa == CpuIsa::kAvx512Bf16 && spec.kv_dtype == DType::kBF16;
+    const double allowed = bf16_operands ? compare(low_precision(problem, true), expected).max_out : float_error;
+    const AttentionDifference error = compare(problem.result(), expected);
+    ASSERT_LE(error.max_out, 2 * allowed + out_rounding * largest + 1e-6) << error.worst;
+    // Q rounded to bf16 moves a score by 2^-9 of its size or less, and the lse with it.
+    const double lse_bound = (bf16_operands ? 0.04 : 2e-5) * (1 + spec.score_deviation);
+    ASSERT_LE(error.max_lse, lse_bound) << error.worst;
+  }
+}
+
+TEST(FlashAttentionCpu, RandomProblemsAgreeWithTheReference) {
+  std::mt19937_64 rng(4711);
+  for (int round = 0; round < 120; ++round) {
+    AttentionSpec spec = random_attention_spec(rng, kHeadDims);
+    const DType dtypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+    spec.kv_dtype = dtypes[rng() % 3];
+    spec.q_dtype = dtypes[rng() % 3];
+    spec.out_dtype = dtypes[rng() % 3];
+    SCOPED_TRACE(to_string(spec));
+    AttentionProblem problem(spec);
+    ThreadPool pool(1 + static_cast<int>(rng() % 3));
+    expect_close(problem, pool);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Head dimensions of their own for K and V, more query heads than a tile has rows, and lengths around the tile's keys
+// and rows.
+TEST(FlashAttentionCpu, EdgesOfTilesAgreeWithTheReference) {
+  ThreadPool pool(2);
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const auto& [heads, heads_kv] : {std::pair(1, 1), {8, 2}, {7, 1}, {100, 1}}) {
+      AttentionSpec spec{.seqlens_q = {1, 23, 24, 97, 0, 5},
+                         .seqlens_k = {127, 128, 129, 257, 256, 5},
+                         .num_heads = heads,
+                         .num_heads_kv = heads_kv,
+                         .head_dim = heads == 8 ? 64 : 192,
+                         .head_dim_v = heads == 8   ? 64
+                                       : heads == 7 ? 256
+                                                    : 128,
+                         .page_size = 64,
+                         .kv_dtype = dtype};
+      if (heads > 1) {
+        spec.seqlens_q = {1, 2, 25};
+        spec.seqlens_k = {130, 17, 129};
+      }
+      SCOPED_TRACE(to_string(spec));
+      AttentionProblem problem(spec);
+      expect_close(problem, pool);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(FlashAttentionCpu, SplitsOfEveryKindAgree) {
+  ThreadPool pool(3);
+  for (int num_splits : {0, 1, 2, 7, 1000}) {
+    for (int split_size : {0, 1, 64, 100}) {
+      AttentionSpec spec{.seqlens_q = {1, 2},
+                         .seqlens_k = {513, 90},
+                         .num_heads = 6,
+                         .num_heads_kv = 2,
+                         .kv_dtype = DType::kBF16,
+                         .sinks = true,
+                         .num_splits = num_splits,
+                         .split_size = split_size};
+      SCOPED_TRACE(to_string(spec));
+      AttentionProblem problem(spec);
+      expect_close(problem, pool);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Bit for bit: any number of threads, and a request alone or in a batch.
+TEST(FlashAttentionCpu, AFixedSplitSizeDoesNotDependOnThreadsOrTheRestOfTheBatch) {
+  AttentionProblem problem({.seqlens_q = {3, 1, 40},
+                            .seqlens_k = {1000, 700, 900},
+                            .num_heads = 4,
+                            .num_heads_kv = 1,
+                            .kv_dtype = DType::kBF16,
+                            .split_size = 128});
+  for (CpuIsa isa : supported_cpu_isas()) {
+    const auto run = [&](int threads, int batch) {
+      ThreadPool pool(threads);
+      FlashAttentionWorkspace workspace;
+      problem.clear_output();
+      AttentionParams params = problem.params();
+      params.batch = batch;
+      params.softmax_lse = nullptr;
+      flash_attention_cpu(params, workspace, {.pool = &pool, .isa = isa});
+      std::vector<float> out = problem.result().out;
+      out.resize(int64_t{params.cu_seqlens_q[1]} * 4 * 64);  // the first request's
+      return out;
+    };
+    const std::vector<float> expected = run(1, 3);
+    for (float value : expected) ASSERT_TRUE(std::isfinite(value));
+    for (int threads : {1, 2, 3}) {
+      for (int batch : {1, 2, 3}) EXPECT_EQ(run(threads, batch), expected) << threads << " threads, batch of " << batch;
+    }
+  }
+}
+
+TEST(FlashAttentionCpu, NamesWhatItDoesNotSupport) {
+  AttentionProblem problem({.seqlens_q = {1}, .seqlens_k = {1}});
+  AttentionParams params = problem.params();
+  EXPECT_TRUE(flash_attention_cpu_supports(params).ok());
+  params.head_dim = 513;
+  EXPECT_EQ(flash_attention_cpu_supports(params).message(),
+            "attention: head_dim: expected at most 512 on the CPU, found 513");
+  params = problem.params();
+  params.num_heads = 3;
+  EXPECT_FALSE(flash_attention_cpu_supports(params).ok());
+}
+
+}  // namespace
+}  // namespace onepass

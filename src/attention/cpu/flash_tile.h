@@ -1,0 +1,65 @@
+// The inner step of the one-pass algorithm, compiled once for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace onepass::cpu {
+
+// A tile of query rows: every row is one query token and head, and all share one KV head. Rows past `rows` of a block
+// of kRowBlock are not read.
+struct FlashRows {
+  int rows = 0;
+  int head_dim = 0;         // padded to a multiple of 16 with zeros in `q`
+  int head_dim_v = 0;       // likewise in `o`
+  const void* q = nullptr;  // [rows, head_dim]: float32, or bf16 where the kernels multiply in bf16
+  float* o = nullptr;       // [rows, head_dim_v]: sum of weights times V, so far
+  float* max = nullptr;     // [rows]: largest score so far, in units of log 2; -inf at first
+  float* sum = nullptr;     // [rows]: sum of weights so far
+};
+
+// One tile of keys and values for them.
+struct FlashKeys {
+  int count = 0;                   // at most kMaxKeys of the kernels
+  const void* const* k = nullptr;  // [count] rows of head_dim
+  const void* const* v = nullptr;  // [count] rows of head_dim_v
+  const int32_t* first =
+      nullptr;                    // [rows of the tile]: the keys that the row sees, relative to this tile: first..last,
+  const int32_t* last = nullptr;  //   which may lie outside 0..count-1 or be empty
+  const void* const* next_k = nullptr;  // the next tile's rows, to be asked for ahead; null: none
+  const void* const* next_v = nullptr;
+  int next_count = 0;
+  int k_bytes = 0;  // of one row
+  int v_bytes = 0;
+  float scale = 1.0f;       // of the scores, times log2(e); with a soft cap: of the scores over the cap
+  float softcap = 0.0f;     // times log2(e); 0: none
+  void* scratch = nullptr;  // scratch_bytes(head_dim, head_dim_v)
+};
+
+// The kernels of one dtype of K and V.
+struct FlashKernels {
+  int max_keys;  // keys of one tile
+  bool q_is_bf16;
+  // Absorbs a tile of keys: o, max and sum as if it had been there from the start (online softmax with rescaling).
+  void (*absorb)(const FlashRows& rows, const FlashKeys& keys);
+  int64_t (*scratch_bytes)(int head_dim, int head_dim_v);
+  // The widest vector wants rows of K and V to be readable up to a multiple of 16 elements; others are copied first.
+};
+
+struct FlashKernelTable {
+  FlashKernels f32, f16, bf16;
+};
+
+namespace portable {
+extern const FlashKernelTable kFlashKernels;
+}
+namespace avx2 {
+extern const FlashKernelTable kFlashKernels;
+}
+namespace avx512 {
+extern const FlashKernelTable kFlashKernels;
+}
+namespace avx512bf16 {
+extern const FlashKernelTable kFlashKernels;
+}
+
+}  // namespace onepass::cpu

@@ -1,0 +1,2 @@
+#define ONEPASS_ISA portable
+#include "attention/cpu/flash_tile.inl"
