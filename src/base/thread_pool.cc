@@ -1,5 +1,7 @@
 #include "base/thread_pool.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -30,6 +32,11 @@ void wait_for_change(const std::atomic<T>& value, T old) {
 }
 
 }  // namespace
+
+int available_processors() {
+  cpu_set_t set;
+  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
   ONEPASS_CHECK_GE(num_threads, 1);

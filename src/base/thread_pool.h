@@ -13,6 +13,9 @@
 
 namespace onepass {
 
+// The processors that this process may use: containers and taskset narrow them. At least 1.
+int available_processors();
+
 // run() may be called from one thread at a time, and not from inside a job. A model forward pass forks some hundred
 // times a token, so a worker that has finished spins for about 50 us before it blocks (a futex wake costs about 5 us
 // each way, a spin hand-over 0.3 us); an idle pool costs no CPU.

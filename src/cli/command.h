@@ -13,8 +13,18 @@ using Action = std::function<Status()>;
 
 // Each adds its subcommand and options to `app`. Values that an option's validator can refuse are refused by CLI11
 // (exit 2); the action returns everything else as a status (exit 1). Results go to stdout, all else to stderr.
+void add_bench_command(CLI::App& app, Action& action);
+void add_chat_command(CLI::App& app, Action& action);
 void add_devices_command(CLI::App& app, Action& action);
+void add_generate_command(CLI::App& app, Action& action);
 void add_inspect_command(CLI::App& app, Action& action);
 void add_ladder_command(CLI::App& app, Action& action);
+void add_logits_command(CLI::App& app, Action& action);
+void add_perplexity_command(CLI::App& app, Action& action);
+void add_tokenize_command(CLI::App& app, Action& action);
+
+// Of the bench group.
+void add_bench_attention_command(CLI::App& bench, Action& action);
+void add_bench_latency_command(CLI::App& bench, Action& action);
 
 }  // namespace onepass

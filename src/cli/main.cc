@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
     return std::string("onepass: ") + error.what() + " (--help says more)\n";
   });
   onepass::Action action;
+  onepass::add_bench_command(app, action);
   onepass::add_devices_command(app, action);
   onepass::add_inspect_command(app, action);
   onepass::add_ladder_command(app, action);

@@ -1,22 +1,10 @@
 #include "engine/model_runner.h"
 
-#include <sched.h>
-
 #include <algorithm>
 
 #include "base/check.h"
 
 namespace onepass {
-namespace {
-
-// The processors that this process may use: containers and taskset narrow them.
-int available_processors() {
-  cpu_set_t set;
-  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-}
-
-}  // namespace
-
 StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOptions& given) {
   ModelRunnerOptions options = given;
   if (options.num_threads == 0) options.num_threads = available_processors();

@@ -40,28 +40,29 @@ void round_to_bf16(const float* from, int count, uint16_t* to) {
   }
 }
 
-// One thread's scratch memory, cut out of the workspace.
+// One thread's scratch memory, cut out of the workspace. `rows`: of the largest item.
 struct ThreadScratch {
-  float* q;         // [kMaxTileRows, head_dim] float32, or bf16 in half of it
-  float* o;         // [kMaxTileRows, head_dim_v]
-  float* max;       // [kMaxTileRows]
-  float* sum;       // [kMaxTileRows]
+  float* q;         // [rows, head_dim] float32, or bf16 in half of it
+  float* o;         // [rows, head_dim_v]
+  float* max;       // [rows]
+  float* sum;       // [rows]
   float* tile;      // of the kernels
   float* staged_k;  // [max_keys, head_dim]: rows whose length is not a multiple of 16, filled up with zeros
   float* staged_v;
 
-  static size_t floats(const FlashKernels& kernels, int head_dim, int head_dim_v) {
-    return kMaxTileRows * (head_dim + head_dim_v + 2) + kernels.scratch_bytes(head_dim, head_dim_v) / sizeof(float) +
-           kernels.max_keys * (head_dim + head_dim_v) + 16;
+  static size_t floats(const FlashKernels& kernels, int rows, int head_dim, int head_dim_v) {
+    return static_cast<size_t>(rows) * (head_dim + head_dim_v + 2) +
+           kernels.scratch_bytes(head_dim, head_dim_v) / sizeof(float) + kernels.max_keys * (head_dim + head_dim_v) +
+           16;
   }
-  ThreadScratch(float* memory, const FlashKernels& kernels, int head_dim, int head_dim_v) {
+  ThreadScratch(float* memory, const FlashKernels& kernels, int rows, int head_dim, int head_dim_v) {
     tile = memory;
     q = tile + kernels.scratch_bytes(head_dim, head_dim_v) / sizeof(float);
-    o = q + kMaxTileRows * head_dim;
-    staged_k = o + kMaxTileRows * head_dim_v;
+    o = q + static_cast<size_t>(rows) * head_dim;
+    staged_k = o + static_cast<size_t>(rows) * head_dim_v;
     staged_v = staged_k + kernels.max_keys * head_dim;
     max = staged_v + kernels.max_keys * head_dim_v;
-    sum = max + kMaxTileRows;
+    sum = max + rows;
   }
 };
 
@@ -114,7 +115,7 @@ class FlashAttention {
         head_dim_v_(padded(params.head_dim_v)),
         plan_(cpu::plan_flash_attention(params, stream.pool->num_threads())) {
     const size_t partial = plan_.partial_rows * (head_dim_v_ + 2);
-    scratch_floats_ = (ThreadScratch::floats(kernels_, head_dim_, head_dim_v_) + 15) / 16 * 16;
+    scratch_floats_ = (ThreadScratch::floats(kernels_, plan_.max_item_rows, head_dim_, head_dim_v_) + 15) / 16 * 16;
     float* const memory = workspace.reserve(scratch_floats_ * stream.pool->num_threads() + partial);
     scratch_ = memory;
     partial_o_ = memory + scratch_floats_ * stream.pool->num_threads();
@@ -130,17 +131,19 @@ class FlashAttention {
   }
 
  private:
+  // An item's rows, counted through its KV heads one after the other.
   int64_t token_row(const FlashItem& item, int row) const {
-    return p_.cu_seqlens_q[item.request] + (item.first_row + row) / group_;
+    return p_.cu_seqlens_q[item.request] + (item.first_row + row % item.rows) / group_;
   }
+  int head_kv(const FlashItem& item, int row) const { return item.head_kv + row / item.rows; }
   int head(const FlashItem& item, int row) const {
-    return item.head_kv * group_ + static_cast<int>((item.first_row + row) % group_);
+    return head_kv(item, row) * group_ + static_cast<int>((item.first_row + row % item.rows) % group_);
   }
 
   void load_queries(const FlashItem& item, float* q) const {
     alignas(64) float row[kMaxHeadDim];
     std::fill(row + p_.head_dim, row + head_dim_, 0.0f);
-    for (int r = 0; r < item.rows; ++r) {
+    for (int r = 0; r < item.rows * item.heads; ++r) {
       const int64_t at = token_row(item, r) * p_.q_row_stride + head(item, r) * p_.q_head_stride;
       const float* from = row;
       if (p_.q_dtype == DType::kF32 && p_.head_dim == head_dim_) {
@@ -169,78 +172,104 @@ class FlashAttention {
   }
 
   void compute(const FlashItem& item, int thread) {
-    ThreadScratch scratch(scratch_ + thread * scratch_floats_, kernels_, head_dim_, head_dim_v_);
-    cpu::FlashRows rows{.rows = item.rows, .head_dim = head_dim_, .head_dim_v = head_dim_v_, .q = scratch.q};
+    ThreadScratch scratch(scratch_ + thread * scratch_floats_, kernels_, plan_.max_item_rows, head_dim_, head_dim_v_);
     const bool is_part = item.partial >= 0;
-    rows.o = is_part ? partial_o_ + item.partial * head_dim_v_ : scratch.o;
-    rows.max = is_part ? partial_max_ + item.partial : scratch.max;
-    rows.sum = is_part ? partial_sum_ + item.partial : scratch.sum;
-    std::fill_n(rows.o, item.rows * head_dim_v_, 0.0f);
-    std::fill_n(rows.max, item.rows, -kInfinity);
-    std::fill_n(rows.sum, item.rows, 0.0f);
+    const int num_rows = item.rows * item.heads;
+    float* const o = is_part ? partial_o_ + item.partial * head_dim_v_ : scratch.o;
+    float* const max = is_part ? partial_max_ + item.partial : scratch.max;
+    float* const sum = is_part ? partial_sum_ + item.partial : scratch.sum;
+    std::fill_n(o, num_rows * head_dim_v_, 0.0f);
+    std::fill_n(max, num_rows, -kInfinity);
+    std::fill_n(sum, num_rows, 0.0f);
     load_queries(item, scratch.q);
-
-    KeyBounds bounds[kMaxTileRows];
-    for (int r = 0; r < item.rows; ++r) {
-      const cpu::KeyRange range = cpu::visible_keys(p_, item.request, (item.first_row + r) / group_);
-      bounds[r] = {range.first, range.last};
-    }
-    absorb_keys(item, rows, bounds, scratch);
-    if (!is_part) {
-      for (int r = 0; r < item.rows; ++r) finish(item, r, rows.o + r * head_dim_v_, rows.max[r], rows.sum[r]);
-    }
+    absorb_keys(item,
+                {.rows = item.rows,
+                 .head_dim = head_dim_,
+                 .head_dim_v = head_dim_v_,
+                 .q = scratch.q,
+                 .o = o,
+                 .max = max,
+                 .sum = sum},
+                scratch);
+    if (is_part) return;
+    for (int r = 0; r < num_rows; ++r) finish(item, r, o + r * head_dim_v_, max[r], sum[r]);
   }
 
-  struct KeyBounds {
-    int64_t first, last;
-  };
+  // Keys of one tile. With several KV heads they are few enough that two tiles of all heads fit the L2 cache beside
+  // each other.
+  int tile_keys(const FlashItem& item) const {
+    constexpr int64_t kTileBytes = 256 << 10;
+    if (item.heads == 1) return kernels_.max_keys;
+    const int64_t token_bytes = item.heads * (p_.head_dim + p_.head_dim_v) * static_cast<int64_t>(size_of(p_.kv_dtype));
+    return static_cast<int>(std::clamp<int64_t>(kTileBytes / token_bytes / 16 * 16, 16, kernels_.max_keys));
+  }
 
-  void absorb_keys(const FlashItem& item, const cpu::FlashRows& rows, const KeyBounds* bounds,
-                   ThreadScratch& scratch) const {
+  // `rows` are those of the first KV head; those of the others follow.
+  void absorb_keys(const FlashItem& item, const cpu::FlashRows& rows, ThreadScratch& scratch) const {
     constexpr int kLimit = 1 << 20;
+    constexpr int kMaxKeys = 256;
+    ONEPASS_CHECK_LE(kernels_.max_keys, kMaxKeys);
+    const int64_t element = static_cast<int64_t>(size_of(p_.kv_dtype));
+    cpu::KeyRange visible[kMaxTileRows];
+    for (int r = 0; r < item.rows; ++r) visible[r] = cpu::visible_keys(p_, item.request, (item.first_row + r) / group_);
+
     const KeyRows key_rows(p_, item.request, item.head_kv);
-    const void* k[2][256];
-    const void* v[2][256];
+    const int keys = tile_keys(item);
+    const void* k[2][kMaxKeys];  // of the first KV head, this tile and the next
+    const void* v[2][kMaxKeys];
+    const void* head_k[kMaxKeys];
+    const void* head_v[kMaxKeys];
     int32_t first[kMaxTileRows], last[kMaxTileRows];
-    ONEPASS_CHECK_LE(kernels_.max_keys, 256);
     const auto count_from = [&](int64_t begin) {
-      return static_cast<int>(std::min<int64_t>(kernels_.max_keys, item.key_end - begin));
+      return static_cast<int>(std::clamp<int64_t>(item.key_end - begin, 0, keys));
     };
     int current = 0;
-    if (item.key_begin < item.key_end) key_rows.locate(item.key_begin, count_from(item.key_begin), k[0], v[0]);
-    for (int64_t begin = item.key_begin; begin < item.key_end; begin += kernels_.max_keys) {
-      const int count = count_from(begin);
-      const int64_t next = begin + count;
-      const int next_count = next < item.key_end ? count_from(next) : 0;
-      if (next_count > 0) key_rows.locate(next, next_count, k[1 - current], v[1 - current]);
+    key_rows.locate(item.key_begin, count_from(item.key_begin), k[0], v[0]);
+    for (int64_t begin = item.key_begin; begin < item.key_end; begin += keys) {
+      const int count = count_from(begin), next_count = count_from(begin + count);
+      key_rows.locate(begin + count, next_count, k[1 - current], v[1 - current]);
       for (int r = 0; r < item.rows; ++r) {
-        first[r] = static_cast<int32_t>(std::clamp<int64_t>(bounds[r].first - begin, -kLimit, kLimit));
-        last[r] = static_cast<int32_t>(std::clamp<int64_t>(bounds[r].last - begin, -kLimit, kLimit));
+        first[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r].first - begin, -kLimit, kLimit));
+        last[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r].last - begin, -kLimit, kLimit));
       }
-      if (p_.head_dim != head_dim_) stage(k[current], count, p_.head_dim, head_dim_, scratch.staged_k);
-      if (p_.head_dim_v != head_dim_v_) stage(v[current], count, p_.head_dim_v, head_dim_v_, scratch.staged_v);
-      const float descale = scale_of(p_.q_descale, item) * scale_of(p_.k_descale, item);
-      const float score_scale = p_.softmax_scale * descale;
-      const int element = static_cast<int>(size_of(p_.kv_dtype));
-      kernels_.absorb(rows, {.count = count,
-                             .k = k[current],
-                             .v = v[current],
-                             .first = first,
-                             .last = last,
-                             .next_k = k[1 - current],
-                             .next_v = v[1 - current],
-                             .next_count = next_count,
-                             .k_bytes = p_.head_dim * element,
-                             .v_bytes = p_.head_dim_v * element,
-                             .scale = p_.softcap > 0.0f ? score_scale / p_.softcap : score_scale * kLog2e,
-                             .softcap = p_.softcap * kLog2e,
-                             .scratch = scratch.tile});
+      for (int head = 0; head < item.heads; ++head) {
+        for (int i = 0; i < count; ++i) {
+          head_k[i] = static_cast<const std::byte*>(k[current][i]) + head * p_.k_head_stride * element;
+          head_v[i] = static_cast<const std::byte*>(v[current][i]) + head * p_.v_head_stride * element;
+        }
+        if (p_.head_dim != head_dim_) stage(head_k, count, p_.head_dim, head_dim_, scratch.staged_k);
+        if (p_.head_dim_v != head_dim_v_) stage(head_v, count, p_.head_dim_v, head_dim_v_, scratch.staged_v);
+        cpu::FlashRows head_rows = rows;
+        head_rows.q = static_cast<const std::byte*>(rows.q) +
+                      int64_t{head} * rows.rows * head_dim_ * (kernels_.q_is_bf16 ? 2 : 4);
+        head_rows.o += head * rows.rows * head_dim_v_;
+        head_rows.max += head * rows.rows;
+        head_rows.sum += head * rows.rows;
+        // Each head asks for its share of the next tile's tokens, in all heads: whole rows of the pool.
+        const int share_begin = next_count * head / item.heads, share_end = next_count * (head + 1) / item.heads;
+        const float score_scale = p_.softmax_scale * scale_of(p_.q_descale, item, item.head_kv + head) *
+                                  scale_of(p_.k_descale, item, item.head_kv + head);
+        kernels_.absorb(head_rows,
+                        {.count = count,
+                         .k = head_k,
+                         .v = head_v,
+                         .first = first,
+                         .last = last,
+                         .next_k = k[1 - current] + share_begin,
+                         .next_v = v[1 - current] + share_begin,
+                         .next_count = share_end - share_begin,
+                         .k_bytes = static_cast<int>(((item.heads - 1) * p_.k_head_stride + p_.head_dim) * element),
+                         .v_bytes = static_cast<int>(((item.heads - 1) * p_.v_head_stride + p_.head_dim_v) * element),
+                         .scale = p_.softcap > 0.0f ? score_scale / p_.softcap : score_scale * kLog2e,
+                         .softcap = p_.softcap * kLog2e,
+                         .scratch = scratch.tile});
+      }
       current = 1 - current;
     }
   }
 
-  float scale_of(const float* scales, const FlashItem& item) const {
-    return scales == nullptr ? 1.0f : scales[item.request * p_.num_heads_kv + item.head_kv];
+  float scale_of(const float* scales, const FlashItem& item, int head_kv) const {
+    return scales == nullptr ? 1.0f : scales[item.request * p_.num_heads_kv + head_kv];
   }
 
   // The row's result from its whole sum; max is in units of log 2.
@@ -256,7 +285,7 @@ class FlashAttention {
         factor = 1.0f;
       }
       lse = (max + std::log2(sum)) * std::numbers::ln2_v<float>;
-      factor *= scale_of(p_.v_descale, item) / sum;
+      factor *= scale_of(p_.v_descale, item, head_kv(item, row)) / sum;
     }
     const int64_t at = token_row(item, row) * p_.out_row_stride + head(item, row) * p_.out_head_stride;
     if (p_.out_dtype == DType::kF32) {
@@ -271,14 +300,15 @@ class FlashAttention {
   // The parts of a tile, in the order of their keys; empty ones have max = -inf and weigh nothing.
   void merge(const cpu::FlashMerge& merge) const {
     const FlashItem& item = merge.item;
+    const int num_rows = item.rows * item.heads;
     std::vector<float> o(head_dim_v_);
-    for (int row = 0; row < item.rows; ++row) {
+    for (int row = 0; row < num_rows; ++row) {
       float max = -kInfinity, sum = 0.0f;
       for (int part = 0; part < merge.count; ++part)
-        max = std::max(max, partial_max_[item.partial + part * item.rows + row]);
+        max = std::max(max, partial_max_[item.partial + part * num_rows + row]);
       std::fill(o.begin(), o.end(), 0.0f);
       for (int part = 0; part < merge.count && max > -kInfinity; ++part) {
-        const int64_t at = item.partial + part * item.rows + row;
+        const int64_t at = item.partial + part * num_rows + row;
         const float weight = std::exp2(partial_max_[at] - max);
         sum += partial_sum_[at] * weight;
         for (int i = 0; i < head_dim_v_; ++i) o[i] += partial_o_[at * head_dim_v_ + i] * weight;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "attention/cpu/flash_tile.h"
+
 namespace onepass::cpu {
 namespace {
 
@@ -65,9 +67,11 @@ FlashPlan plan_flash_attention(const AttentionParams& p, int num_threads) {
       const KeyRange of_first = visible_keys(p, request, first / group);
       const KeyRange of_last = visible_keys(p, request, (first + count - 1) / group);
       const int64_t begin = of_first.first, end = std::max(begin, of_last.last + 1);
-      for (int head_kv = 0; head_kv < p.num_heads_kv; ++head_kv) {
+      const int heads = rows <= kMaxDirectRows ? p.num_heads_kv : 1;
+      for (int head_kv = 0; head_kv < p.num_heads_kv; head_kv += heads) {
         tiles.push_back({.request = request,
                          .head_kv = head_kv,
+                         .heads = heads,
                          .first_row = first,
                          .rows = count,
                          .key_begin = begin,
@@ -81,6 +85,8 @@ FlashPlan plan_flash_attention(const AttentionParams& p, int num_threads) {
   const int64_t count = std::max<int64_t>(1, static_cast<int64_t>(tiles.size()));
   const int automatic_splits = static_cast<int>((wanted + count - 1) / count);
   for (const FlashItem& tile : tiles) {
+    const int tile_rows = tile.rows * tile.heads;
+    plan.max_item_rows = std::max(plan.max_item_rows, tile_rows);
     const std::vector<int64_t> ends = split_ends(p, tile.key_begin, tile.key_end, automatic_splits);
     if (ends.size() == 1) {
       plan.items.push_back(tile);
@@ -94,12 +100,14 @@ FlashPlan plan_flash_attention(const AttentionParams& p, int num_threads) {
       part.key_begin = begin;
       part.key_end = end;
       part.partial = plan.partial_rows;
-      plan.partial_rows += tile.rows;
+      plan.partial_rows += tile_rows;
       plan.items.push_back(part);
       begin = end;
     }
   }
-  const auto cost = [](const FlashItem& item) { return item.rows * (item.key_end - item.key_begin); };
+  const auto cost = [](const FlashItem& item) {
+    return int64_t{item.rows} * item.heads * (item.key_end - item.key_begin);
+  };
   std::stable_sort(plan.items.begin(), plan.items.end(),
                    [&](const FlashItem& a, const FlashItem& b) { return cost(a) > cost(b); });
   return plan;

@@ -20,16 +20,18 @@ struct KeyRange {
 };
 KeyRange visible_keys(const AttentionParams& params, int request, int64_t token);
 
-// The rows first_row .. first_row + rows - 1 of one request and KV head (row = token * group + query head within the
-// group), over the keys key_begin .. key_end - 1.
+// The rows first_row .. first_row + rows - 1 of one request (row = token * group + query head within the group) in each
+// of `heads` KV heads, over the keys key_begin .. key_end - 1. Decoding takes all KV heads in one item, because for one
+// token their keys lie side by side: memory is then read in its own order.
 struct FlashItem {
   int request = 0;
-  int head_kv = 0;
+  int head_kv = 0;  // the first
+  int heads = 1;
   int64_t first_row = 0;
   int rows = 0;
   int64_t key_begin = 0;
   int64_t key_end = 0;
-  int64_t partial = -1;  // where the unfinished result goes, in rows; -1: this is the rows' only part
+  int64_t partial = -1;  // where the unfinished result of its rows * heads rows goes; -1: this is their only part
 };
 
 // The parts of one tile that are merged: `count` partial results of `rows` rows, one after the other from row `partial`
@@ -43,6 +45,7 @@ struct FlashPlan {
   std::vector<FlashItem> items;  // the longest first
   std::vector<FlashMerge> merges;
   int64_t partial_rows = 0;
+  int max_item_rows = 0;  // the largest rows * heads
 };
 
 FlashPlan plan_flash_attention(const AttentionParams& params, int num_threads);

@@ -5,6 +5,10 @@
 
 namespace onepass::cpu {
 
+// Tiles of up to so many rows (decoding) read K and V where they lie: bringing 128 keys into scratch takes about 8,000
+// cycles, which few rows do not pay back, and memory waits meanwhile.
+inline constexpr int kMaxDirectRows = 12;
+
 // A tile of query rows: every row is one query token and head, and all share one KV head. Rows past `rows` of a block
 // of kRowBlock are not read.
 struct FlashRows {
@@ -25,10 +29,11 @@ struct FlashKeys {
   const int32_t* first =
       nullptr;                    // [rows of the tile]: the keys that the row sees, relative to this tile: first..last,
   const int32_t* last = nullptr;  //   which may lie outside 0..count-1 or be empty
-  const void* const* next_k = nullptr;  // the next tile's rows, to be asked for ahead; null: none
+  // Rows of K and V to be asked for ahead, of k_bytes and v_bytes each.
+  const void* const* next_k = nullptr;
   const void* const* next_v = nullptr;
   int next_count = 0;
-  int k_bytes = 0;  // of one row
+  int k_bytes = 0;
   int v_bytes = 0;
   float scale = 1.0f;       // of the scores, times log2(e); with a soft cap: of the scores over the cap
   float softcap = 0.0f;     // times log2(e); 0: none

@@ -26,6 +26,16 @@ constexpr int kTileVecs = 2;
 #endif
 
 constexpr int kMaxKeys = 128;
+
+// Rows by keys of a register tile where K and V are read where they lie; a dot product runs in the lanes of one vector.
+#if defined(__AVX512F__)
+constexpr int kDirectRows = 6;
+#elif defined(__AVX2__)
+constexpr int kDirectRows = 3;
+#else
+constexpr int kDirectRows = 2;
+#endif
+constexpr int kDirectKeys = 4;
 constexpr float kNegativeInfinity = -__builtin_inff();
 
 // K and V as float32, whatever they are stored as.
@@ -39,6 +49,19 @@ struct Float32Math {
   static Operand load(const uint32_t* p) { return vec_load(reinterpret_cast<const float*>(p)); }
   static Broadcast broadcast(const uint32_t* p) { return vec_set(*reinterpret_cast<const float*>(p)); }
   static Vec multiply_add(Operand a, Broadcast b, Vec sum) { return vec_fma(a, b, sum); }
+
+  // Rows of K and V as they lie, a vector of elements at a time.
+  using RowVec = Vec;
+  static constexpr int kRowStep = Vec::kLanes;
+  static RowVec load_row(const void* row, int element, int) { return kLoad(static_cast<const Stored*>(row) + element); }
+  static RowVec load_query(const void* row, int element, int) {
+    return vec_load(static_cast<const float*>(row) + element);
+  }
+  static Vec multiply_rows(RowVec a, RowVec b, Vec sum) { return vec_fma(a, b, sum); }
+  // Elements column .. column + kLanes of the V rows of one step.
+  static Operand load_values(const void* const* v, int key, int, int column) {
+    return kLoad(static_cast<const Stored*>(v[key]) + column);
+  }
 
   static void widen(const void* from, int count, float* to) {
     const Stored* stored = static_cast<const Stored*>(from);
@@ -59,6 +82,24 @@ struct Bf16Math {
   static Broadcast broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
   static Vec multiply_add(Operand a, Broadcast b, Vec sum) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b))};
+  }
+
+  using RowVec = __m512i;
+  static constexpr int kRowStep = 32;
+  static RowVec load_row(const void* row, int element, int end) {
+    const uint16_t* const p = static_cast<const uint16_t*>(row) + element;
+    return element + 32 <= end ? _mm512_loadu_si512(p)
+                               : _mm512_maskz_loadu_epi16(0xffff, p);  // head_dim is a multiple of 16
+  }
+  static RowVec load_query(const void* row, int element, int end) { return load_row(row, element, end); }
+  static Vec multiply_rows(RowVec a, RowVec b, Vec sum) { return multiply_add(a, b, sum); }
+  // Two keys' values in pairs; past the last key the last one again, whose weight is 0.
+  static Operand load_values(const void* const* v, int key, int count, int column) {
+    const uint16_t* const a = static_cast<const uint16_t*>(v[key]) + column;
+    const uint16_t* const b = static_cast<const uint16_t*>(v[key + 1 < count ? key + 1 : key]) + column;
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
 };
 #endif
@@ -291,8 +332,158 @@ void absorb_rows(const FlashRows& rows, const FlashKeys& keys, int row, const Sc
   }
 }
 
+// --- few rows: K and V where they lie
+
+// Asks for the rows to come, a few cache lines at each step of the work, in the order of memory: two requests a cycle
+// at once would only wait in line, and an order that is not that of memory leaves the hardware's own prefetcher out.
+class Prefetcher {
+ public:
+  // `steps` calls of advance() ask for everything.
+  Prefetcher(const void* const* rows, int count, int row_bytes, int steps)
+      : rows_(rows), count_(count), row_bytes_(row_bytes) {
+    const int64_t lines = (int64_t{row_bytes} + 63) / 64 * count;
+    per_step_ = static_cast<int>((lines + steps - 1) / steps);
+  }
+  __attribute__((always_inline)) inline void advance() {
+    for (int line = 0; line < per_step_ && row_ < count_; ++line) {
+      __builtin_prefetch(static_cast<const char*>(rows_[row_]) + byte_, 0, 2);
+      byte_ += 64;
+      if (byte_ >= row_bytes_) {
+        byte_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  const void* const* rows_;
+  int count_, row_bytes_, per_step_ = 0;
+  int row_ = 0, byte_ = 0;
+};
+
+// scores[r][key] for all keys of the tile, four keys at a time.
+template <typename Math, int kRows>
+inline void direct_scores(const FlashRows& rows, const FlashKeys& keys, int row, float (*scores)[kMaxKeys],
+                          Prefetcher& prefetch) {
+  const int64_t q_bytes = int64_t{rows.head_dim} * (Math::kBf16 ? 2 : 4);
+  const char* const q = static_cast<const char*>(rows.q) + row * q_bytes;
+  for (int key = 0; key < keys.count; key += kDirectKeys) {
+    const void* k[kDirectKeys];
+    for (int j = 0; j < kDirectKeys; ++j) {
+      const int at = key + j < keys.count ? key + j : keys.count - 1;
+      k[j] = keys.k[at];
+    }
+    prefetch.advance();
+    Vec sums[kRows][kDirectKeys];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kDirectKeys; ++j) sums[r][j] = vec_zero();
+    }
+    for (int element = 0; element < rows.head_dim; element += Math::kRowStep) {
+      typename Math::RowVec key_vec[kDirectKeys];
+#pragma GCC unroll 8
+      for (int j = 0; j < kDirectKeys; ++j) key_vec[j] = Math::load_row(k[j], element, rows.head_dim);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const typename Math::RowVec query = Math::load_query(q + r * q_bytes, element, rows.head_dim);
+#pragma GCC unroll 8
+        for (int j = 0; j < kDirectKeys; ++j) sums[r][j] = Math::multiply_rows(key_vec[j], query, sums[r][j]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+      _mm_storeu_ps(scores[r] + key, vec_sums(sums[r][0], sums[r][1], sums[r][2], sums[r][3]));
+  }
+}
+
+// o[r][column .. column + kVecs vectors) = o * rescale[r] + weights[r] . v
+template <typename Math, int kRows, int kVecs>
+inline void direct_output(const FlashRows& rows, const FlashKeys& keys, int row, int column,
+                          const float (*scores)[kMaxKeys], const float* rescale, Prefetcher& prefetch) {
+  float* const o = rows.o + int64_t{row} * rows.head_dim_v + column;
+  Vec sums[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const Vec factor = vec_set(rescale[r]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v)
+      sums[r][v] = vec_mul(vec_load(o + int64_t{r} * rows.head_dim_v + v * Vec::kLanes), factor);
+  }
+  for (int key = 0; key < keys.count; key += Math::kUnit) {
+    prefetch.advance();
+    typename Math::Operand values[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) values[v] = Math::load_values(keys.v, key, keys.count, column + v * Vec::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const typename Math::Broadcast weight =
+          Math::broadcast(reinterpret_cast<const uint32_t*>(scores[r]) + key / Math::kUnit);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = Math::multiply_add(values[v], weight, sums[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) vec_store(o + int64_t{r} * rows.head_dim_v + v * Vec::kLanes, sums[r][v]);
+  }
+}
+
+template <typename Math, int kRows>
+void absorb_direct(const FlashRows& rows, const FlashKeys& keys, int row) {
+  alignas(64) float scores[kRows][kMaxKeys];
+  float rescale[kRows];
+  // The first rows of the tile ask for what comes next: K beside the scores, V beside the output.
+  const int next_count = row == 0 ? keys.next_count : 0;
+  const int passes = (rows.head_dim_v / Vec::kLanes + kTileVecs - 1) / kTileVecs;
+  Prefetcher next_k(keys.next_k, next_count, keys.k_bytes, (keys.count + kDirectKeys - 1) / kDirectKeys);
+  Prefetcher next_v(keys.next_v, next_count, keys.v_bytes, passes * ((keys.count + Math::kUnit - 1) / Math::kUnit));
+  direct_scores<Math, kRows>(rows, keys, row, scores, next_k);
+  const int padded = (keys.count + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+  for (int r = 0; r < kRows; ++r) {
+    const int last = keys.last[row + r] < keys.count - 1 ? keys.last[row + r] : keys.count - 1;
+    rescale[r] =
+        softmax_row<Math>(keys, padded, keys.first[row + r], last, scores[r], rows.max[row + r], rows.sum[row + r]);
+  }
+  int column = 0;
+  for (; column + kTileVecs * Vec::kLanes <= rows.head_dim_v; column += kTileVecs * Vec::kLanes) {
+    direct_output<Math, kRows, kTileVecs>(rows, keys, row, column, scores, rescale, next_v);
+  }
+  for (; column < rows.head_dim_v; column += Vec::kLanes) {
+    direct_output<Math, kRows, 1>(rows, keys, row, column, scores, rescale, next_v);
+  }
+}
+
+template <typename Math>
+void absorb_few(const FlashRows& rows, const FlashKeys& keys) {
+  int row = 0;
+  for (; row + kDirectRows <= rows.rows; row += kDirectRows) absorb_direct<Math, kDirectRows>(rows, keys, row);
+  switch (rows.rows - row) {
+#if defined(__AVX512F__)
+    case 5:
+      return absorb_direct<Math, 5>(rows, keys, row);
+    case 4:
+      return absorb_direct<Math, 4>(rows, keys, row);
+    case 3:
+      return absorb_direct<Math, 3>(rows, keys, row);
+#endif
+#if defined(__AVX2__)
+    case 2:
+      return absorb_direct<Math, 2>(rows, keys, row);
+#endif
+    case 1:
+      return absorb_direct<Math, 1>(rows, keys, row);
+    default:
+      return;
+  }
+}
+
+// --- any rows
+
 template <typename Math>
 void absorb(const FlashRows& rows, const FlashKeys& keys) {
+  if (rows.rows <= kMaxDirectRows) return absorb_few<Math>(rows, keys);
   const Scratch<Math> scratch(keys.scratch, rows.head_dim, rows.head_dim_v);
   for (int key = 0; key < keys.next_count; ++key) {
     for (int byte = 0; byte < keys.k_bytes; byte += 64)

@@ -30,4 +30,18 @@ const RowKernels& row_kernels(CpuIsa isa) {
   return portable::kRowKernels;
 }
 
+const PeakKernels& peak_kernels(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kAvx512Bf16:
+      return avx512bf16::kPeakKernels;
+    case CpuIsa::kAvx512:
+      return avx512::kPeakKernels;
+    case CpuIsa::kAvx2:
+      return avx2::kPeakKernels;
+    case CpuIsa::kPortable:
+      break;
+  }
+  return portable::kPeakKernels;
+}
+
 }  // namespace onepass::cpu

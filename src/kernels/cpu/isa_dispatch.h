@@ -8,5 +8,6 @@ namespace onepass::cpu {
 
 const LinearKernels& linear_kernels(CpuIsa isa);
 const RowKernels& row_kernels(CpuIsa isa);
+const PeakKernels& peak_kernels(CpuIsa isa);
 
 }  // namespace onepass::cpu

@@ -41,21 +41,32 @@ struct RowKernels {
   void (*to_f16)(const float* x, int64_t count, uint16_t* out);
 };
 
+// Loops that reach a ceiling of the machine (kernels/cpu/peaks.h).
+struct PeakKernels {
+  double (*fp32_fma)(int64_t iterations);  // returns the operations done
+  double (*bf16_dot)(int64_t iterations);  // null: no such instruction
+  uint64_t (*read)(const void* data, int64_t bytes);
+};
+
 namespace portable {
 extern const LinearKernels kLinearKernels;
 extern const RowKernels kRowKernels;
+extern const PeakKernels kPeakKernels;
 }  // namespace portable
 namespace avx2 {
 extern const LinearKernels kLinearKernels;
 extern const RowKernels kRowKernels;
+extern const PeakKernels kPeakKernels;
 }  // namespace avx2
 namespace avx512 {
 extern const LinearKernels kLinearKernels;
 extern const RowKernels kRowKernels;
+extern const PeakKernels kPeakKernels;
 }  // namespace avx512
 namespace avx512bf16 {
 extern const LinearKernels kLinearKernels;
 extern const RowKernels kRowKernels;
+extern const PeakKernels kPeakKernels;
 }  // namespace avx512bf16
 
 }  // namespace onepass::cpu

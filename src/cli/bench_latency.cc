@@ -1,0 +1,176 @@
+// onepass bench latency: a fixed batch, fixed input and output lengths.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "cli/command.h"
+#include "cli/options.h"
+#include "engine/engine.h"
+#include "kernels/cpu/peaks.h"
+
+namespace onepass {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct LatencyOptions {
+  EngineOptions engine;
+  bool dummy_weights = false;
+  int batch_size = 1;
+  int input_len = 512;
+  int output_len = 64;
+  int iterations = 3;
+  int warmup = 1;
+  bool peaks = false;
+  bool json = false;
+};
+
+struct Iteration {
+  double prefill_seconds = 0.0;
+  std::vector<double> step_seconds;  // one a decode step
+};
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0.0;
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+int32_t argmax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+// Prompts of random tokens; each decode step feeds back the likeliest token, as a greedy request does.
+StatusOr<Iteration> run_once(Engine& engine, const LatencyOptions& options, std::mt19937& random) {
+  const int vocab_size = engine.config().vocab_size;
+  std::uniform_int_distribution<int32_t> token(0, vocab_size - 1);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < options.batch_size; ++i) {
+    ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, engine.open());
+    for (int j = 0; j < options.input_len; ++j) sequence.tokens.push_back(token(random));
+    sequences.push_back(std::move(sequence));
+  }
+  Iteration result;
+  const Clock::time_point start = Clock::now();
+  for (Sequence& sequence : sequences) {
+    ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, engine.prefill(sequence));
+    sequence.tokens.push_back(argmax(logits));
+  }
+  result.prefill_seconds = seconds_since(start);
+  std::vector<Engine::Work> work;
+  for (Sequence& sequence : sequences) work.push_back({.sequence = &sequence, .num_tokens = 1});
+  for (int step = 1; step < options.output_len; ++step) {
+    const Clock::time_point step_start = Clock::now();
+    ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, engine.step(work));
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      sequences[i].tokens.push_back(argmax(logits.subspan(i * vocab_size, vocab_size)));
+    }
+    result.step_seconds.push_back(seconds_since(step_start));
+  }
+  for (Sequence& sequence : sequences) engine.close(sequence);
+  return result;
+}
+
+Status run(const LatencyOptions& options) {
+  const Clock::time_point start = Clock::now();
+  ONEPASS_ASSIGN_OR_RETURN(ModelRunnerOptions runner_options, options.engine.runner_options());
+  runner_options.dummy_weights = options.dummy_weights;
+  runner_options.max_requests = options.batch_size;
+  runner_options.kv_tokens =
+      static_cast<int64_t>(options.batch_size) * (options.input_len + options.output_len + runner_options.page_size);
+  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(runner_options));
+  const double load_seconds = seconds_since(start);
+  if (options.input_len + options.output_len > engine->context_length()) {
+    return invalid_argument("input and output length: ", options.input_len, " + ", options.output_len,
+                            " tokens, more than the context of ", engine->context_length());
+  }
+  std::mt19937 random(1);
+  for (int i = 0; i < options.warmup; ++i) {
+    ONEPASS_RETURN_IF_ERROR(run_once(*engine, options, random).status());
+  }
+  std::vector<double> prefills, steps;
+  for (int i = 0; i < options.iterations; ++i) {
+    ONEPASS_ASSIGN_OR_RETURN(const Iteration iteration, run_once(*engine, options, random));
+    prefills.push_back(iteration.prefill_seconds);
+    steps.insert(steps.end(), iteration.step_seconds.begin(), iteration.step_seconds.end());
+  }
+  const double prefill = median(prefills);
+  const double step = median(steps);
+  const double input_tokens = static_cast<double>(options.batch_size) * options.input_len;
+  // What a step must read and compute: all weights that a token meets once, and two operations a weight and token.
+  const double weight_bytes = static_cast<double>(engine->runner().decoder().weight_bytes_per_step());
+  const double flops_per_token = engine->runner().decoder().flops_per_token();
+  nlohmann::json output = {
+      {"model", options.engine.model_dir()},
+      {"device", "cpu"},
+      {"threads", engine->runner().options().num_threads},
+      {"isa", to_string(engine->runner().options().isa)},
+      {"batch_size", options.batch_size},
+      {"input_len", options.input_len},
+      {"output_len", options.output_len},
+      {"iterations", options.iterations},
+      {"load_seconds", load_seconds},
+      {"prefill_latency_ms", prefill * 1e3},
+      {"prefill_tok_per_s", input_tokens / prefill},
+      {"prefill_gflop_per_s", input_tokens * flops_per_token / prefill * 1e-9},
+      {"decode_latency_ms", step * 1e3},
+      {"decode_tok_per_s", step > 0 ? options.batch_size / step : 0.0},
+      {"decode_weight_gb_per_s", step > 0 ? weight_bytes / step * 1e-9 : 0.0},
+  };
+  if (options.peaks) {
+    const Stream& stream = engine->runner().stream();
+    const double bandwidth = measure_dram_read_bandwidth(stream);
+    const double bf16 = measure_bf16_dot_peak(stream);
+    const double matrix = bf16 > 0 ? bf16 : measure_fp32_fma_peak(stream);
+    output["peak_dram_read_gb_per_s"] = bandwidth;
+    output["peak_matrix_gflop_per_s"] = matrix;
+    output["prefill_of_peak"] = output["prefill_gflop_per_s"].get<double>() / matrix;
+    output["decode_of_bandwidth"] = output["decode_weight_gb_per_s"].get<double>() / bandwidth;
+  }
+  if (options.json) {
+    std::printf("%s\n", output.dump(2).c_str());
+    return ok_status();
+  }
+  std::printf("%s, cpu (%d threads, %s), batch %d, input %d, output %d, median of %d\n",
+              options.engine.model_dir().c_str(), engine->runner().options().num_threads,
+              std::string(to_string(engine->runner().options().isa)).c_str(), options.batch_size, options.input_len,
+              options.output_len, options.iterations);
+  std::printf("  load     %9.2f s\n", load_seconds);
+  std::printf("  prefill  %9.2f ms   %10.1f tok/s   %8.1f GFLOP/s\n", prefill * 1e3, input_tokens / prefill,
+              output["prefill_gflop_per_s"].get<double>());
+  if (!steps.empty()) {
+    std::printf("  decode   %9.2f ms   %10.1f tok/s   %8.1f GB/s of weights\n", step * 1e3, options.batch_size / step,
+                weight_bytes / step * 1e-9);
+  }
+  if (options.peaks) {
+    std::printf(
+        "  machine  %.1f GB/s DRAM read, %.1f GFLOP/s: prefill %.1f%% of the rate, decode %.1f%% of the bandwidth\n",
+        output["peak_dram_read_gb_per_s"].get<double>(), output["peak_matrix_gflop_per_s"].get<double>(),
+        output["prefill_of_peak"].get<double>() * 100, output["decode_of_bandwidth"].get<double>() * 100);
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+void add_bench_latency_command(CLI::App& bench, Action& action) {
+  CLI::App* command = bench.add_subcommand("latency", "Prefill and decode latency of a fixed batch");
+  auto options = std::make_shared<LatencyOptions>();
+  options->engine.add_to(*command);
+  command->add_flag("--dummy-weights", options->dummy_weights, "random weights: the folder needs a config.json alone");
+  command->add_option("--batch-size", options->batch_size)->check(CLI::Range(1, 4096))->capture_default_str();
+  command->add_option("--input-len", options->input_len)->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--output-len", options->output_len)->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--iterations", options->iterations)->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--warmup", options->warmup)->check(CLI::NonNegativeNumber)->capture_default_str();
+  command->add_flag("--peaks", options->peaks,
+                    "measure this machine's bandwidth and arithmetic peak too, and print the ratios");
+  command->add_flag("--json", options->json);
+  command->callback([options, &action] { action = [options] { return run(*options); }; });
+}
+
+}  // namespace onepass

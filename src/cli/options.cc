@@ -1,0 +1,109 @@
+#include "cli/options.h"
+
+#include <random>
+
+namespace onepass {
+
+void EngineOptions::add_to(CLI::App& app) {
+  app.add_option("--model", model_dir_, "Hugging Face model folder")->required();
+  app.add_option("--device", device_, "where to run: cpu")->capture_default_str();
+  app.add_option("--attention", attention_, "attention backend: flash, or reference (slow, float64)")
+      ->capture_default_str();
+  app.add_option("--page-size", page_size_, "tokens in a page of the KV cache, 1 to 256")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--kv-dtype", kv_dtype_,
+                 "dtype of K and V in the cache: auto (the weights'), float32, float16 or bfloat16")
+      ->capture_default_str();
+  app.add_option("--threads", num_threads_, "CPU threads; 0: one for each processor")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--isa", isa_, "CPU instruction set: auto, portable, avx2, avx512 or avx512bf16")
+      ->capture_default_str();
+  app.add_option("--context-length", context_length_, "tokens of one sequence at most; 0: the model's own")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--chunk-size", chunk_size_, "prompt tokens computed in one step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+}
+
+StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
+  if (device_ == "cuda") return unimplemented("device cuda: this version runs models on the cpu only");
+  if (device_ != "cpu") return invalid_argument("device: expected cpu, found \"", device_, "\"");
+  ModelRunnerOptions options;
+  options.model_dir = model_dir_;
+  ONEPASS_ASSIGN_OR_RETURN(options.attention, parse_attention_kind(attention_));
+  ONEPASS_ASSIGN_OR_RETURN(options.isa, parse_cpu_isa(isa_));
+  if (kv_dtype_ != "auto") {
+    ONEPASS_ASSIGN_OR_RETURN(options.kv_dtype, parse_float_dtype(kv_dtype_));
+  }
+  options.page_size = page_size_;
+  options.num_threads = num_threads_;
+  options.context_length = context_length_;
+  options.max_tokens_per_step = chunk_size_;
+  return options;
+}
+
+void SamplingOptions::add_to(CLI::App& app) {
+  const char* group = "Sampling (defaults: the model's generation_config.json)";
+  app.add_option("--temperature", temperature_, "0: greedy")->group(group);
+  app.add_flag("--greedy", greedy_, "the same as --temperature 0")->group(group);
+  app.add_option("--top-k", top_k_, "keep the k likeliest tokens; 0: all")->group(group);
+  app.add_option("--top-p", top_p_, "keep the likeliest tokens that make up this probability")->group(group);
+  app.add_option("--min-p", min_p_, "drop tokens less likely than this times the likeliest")->group(group);
+  app.add_option("--repetition-penalty", repetition_penalty_, "divides the logits of tokens seen, prompt included")
+      ->group(group);
+  app.add_option("--presence-penalty", presence_penalty_, "subtracted from the logits of tokens generated")
+      ->group(group);
+  app.add_option("--frequency-penalty", frequency_penalty_, "the same, times how often")->group(group);
+  app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit; may be given again")->group(group);
+  app.add_option("--seed", seed_, "the same seed gives the same text; unset: a random one, printed")->group(group);
+  app.add_option("--max-tokens,--max-new-tokens", max_new_tokens_, "new tokens at most")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--min-tokens,--min-new-tokens", min_new_tokens_, "new tokens at least")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--stop", stop_, "text that ends the answer; may be given again")
+      ->group(group)
+      ->allow_extra_args(false);
+  app.add_flag("--include-stop-str", include_stop_, "leave the stop string in the text")->group(group);
+  app.add_option("--stop-token-id", stop_token_ids_, "token that ends the answer; may be given again")
+      ->group(group)
+      ->allow_extra_args(false);
+  app.add_flag("--ignore-eos", ignore_eos_, "go on past the model's end tokens")->group(group);
+  app.add_option("--logprobs", logprobs_,
+                 "log-probabilities of the chosen token and of the N likeliest (shown with --json)")
+      ->check(CLI::Range(0, kMaxTopLogprobs))
+      ->group(group);
+}
+
+SamplingParams SamplingOptions::params(const GenerationConfig& defaults) const {
+  SamplingParams params;
+  // do_sample false in generation_config.json means greedy, unless the command line asks for sampling.
+  const bool asks_for_sampling = temperature_ || top_k_ || top_p_ || min_p_;
+  params.temperature = temperature_.value_or(
+      defaults.do_sample == false && !asks_for_sampling ? 0.0f : defaults.temperature.value_or(1.0f));
+  if (greedy_) params.temperature = 0.0f;
+  params.top_k = top_k_.value_or(defaults.top_k.value_or(0));
+  params.top_p = top_p_.value_or(defaults.top_p.value_or(1.0f));
+  params.min_p = min_p_.value_or(defaults.min_p.value_or(0.0f));
+  params.repetition_penalty = repetition_penalty_.value_or(defaults.repetition_penalty.value_or(1.0f));
+  params.presence_penalty = presence_penalty_;
+  params.frequency_penalty = frequency_penalty_;
+  params.logit_bias = logit_bias_;
+  params.seed = seed_ ? *seed_ : std::random_device()();
+  params.max_new_tokens = max_new_tokens_;
+  params.min_new_tokens = min_new_tokens_;
+  params.stop_token_ids = stop_token_ids_;
+  params.stop = stop_;
+  params.include_stop_str_in_output = include_stop_;
+  params.ignore_eos = ignore_eos_;
+  params.logprobs = logprobs_;
+  return params;
+}
+
+}  // namespace onepass

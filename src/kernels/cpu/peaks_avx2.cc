@@ -1,0 +1,2 @@
+#define ONEPASS_ISA avx2
+#include "kernels/cpu/peaks.inl"

@@ -1,0 +1,2 @@
+#define ONEPASS_ISA avx512
+#include "kernels/cpu/peaks.inl"

@@ -1,0 +1,2 @@
+#define ONEPASS_ISA avx512bf16
+#include "kernels/cpu/peaks.inl"

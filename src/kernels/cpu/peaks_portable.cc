@@ -1,0 +1,2 @@
+#define ONEPASS_ISA portable
+#include "kernels/cpu/peaks.inl"
