@@ -14,9 +14,14 @@ int main(int argc, char** argv) {
   });
   onepass::Action action;
   onepass::add_bench_command(app, action);
+  onepass::add_chat_command(app, action);
   onepass::add_devices_command(app, action);
+  onepass::add_generate_command(app, action);
   onepass::add_inspect_command(app, action);
   onepass::add_ladder_command(app, action);
+  onepass::add_logits_command(app, action);
+  onepass::add_perplexity_command(app, action);
+  onepass::add_tokenize_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -121,18 +121,20 @@ void run_linear(const LinearParams& p, LinearWorkspace& workspace, const Stream&
 
   const auto multiply = [&](const OutputBlock& block, int64_t first_output, int64_t outputs, int64_t row, int64_t rows,
                             int64_t col, float* sums) {
+    const std::byte* const w_rows =
+        static_cast<const std::byte*>(block.slice->data) + (block.slice_row + first_output) * cols * element;
     kernel({.x = x.data + (row * x.row_stride + col) * x.element_size,
             .x_row_stride = x.row_stride,
             .rows = rows,
-            .w = static_cast<const std::byte*>(block.slice->data) +
-                 ((block.slice_row + first_output) * cols + col) * element,
+            .w = w_rows + col * element,
             .w_row_stride = cols,
             .outputs = outputs,
             .cols = std::min(block_cols, cols - col),
             .sums = sums + first_output,
             .sums_stride = kOutputBlock,
             .first = col == 0,
-            .prefetch = row == 0});
+            // With few rows, weights are read once, group after group: the next group follows in memory.
+            .ahead = rows <= kernels.max_rows ? w_rows + (outputs * cols + outputs * col) * element : nullptr});
   };
   stream.pool->parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end, int) {
     alignas(64) float sums[kRowBlock * kOutputBlock];

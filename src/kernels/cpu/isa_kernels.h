@@ -19,8 +19,10 @@ struct LinearTileArgs {
   int64_t cols = 0;  // of this block
   float* sums = nullptr;
   int64_t sums_stride = 0;
-  bool first = false;     // sums = instead of sums +=
-  bool prefetch = false;  // w comes from memory: ask for the next outputs' rows ahead
+  bool first = false;  // sums = instead of sums +=
+  // Memory to be asked for ahead, in its own order, as much as this tile reads: what the next tile will read; null:
+  // none.
+  const void* ahead = nullptr;
 };
 
 struct LinearKernels {

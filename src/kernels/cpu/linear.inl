@@ -91,13 +91,16 @@ inline void tile(const LinearTileArgs& args, int64_t row, int64_t output) {
 #pragma GCC unroll 8
     for (int o = 0; o < kTileOutputs; ++o) acc[r][o] = vec_zero();
   }
-  // The next outputs' rows lie behind these. (At 1 row a thread reads about 14 bytes a cycle: four rows ahead, 7 KB or
-  // more, are 500 cycles, the latency of memory. The hardware's prefetcher stops at each 4 KiB page.)
-  const int64_t ahead = kTileOutputs * args.w_row_stride;
+  // Memory gives its best when it is asked for in its own order, though the rows are read side by side: the hardware's
+  // prefetcher follows such a stream (23 GB/s with requests beside each row's reads, 29 GB/s so).
+  const char* ahead = static_cast<const char*>(args.ahead);
   int64_t col = 0;
   for (; col + Format::kStep <= args.cols; col += Format::kStep) {
     if constexpr (kPrefetch) {
-      for (int o = 0; o < kTileOutputs; ++o) __builtin_prefetch(w[o] + col + ahead);
+      constexpr int kBytes = Format::kStep * kTileOutputs * static_cast<int>(sizeof(W));
+#pragma GCC unroll 4
+      for (int byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(ahead + byte, 0, 2);
+      ahead += kBytes;
     }
     multiply_add<Format, kRows>(w, col, x, col, acc);
   }
@@ -159,7 +162,7 @@ void product(const LinearTileArgs& args) {
 
 template <typename Format>
 void linear(const LinearTileArgs& args) {
-  if (args.prefetch) {
+  if (args.ahead != nullptr) {
     product<Format, true>(args);
   } else {
     product<Format, false>(args);

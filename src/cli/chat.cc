@@ -1,0 +1,107 @@
+// onepass chat: a conversation in the terminal.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+#include "cli/options.h"
+#include "cli/text_model.h"
+
+namespace onepass {
+namespace {
+
+// Signal handlers reach nothing but objects of static lifetime.
+std::atomic<bool> interrupted{false};
+
+void on_interrupt(int) { interrupted.store(true); }
+
+struct ChatOptions {
+  EngineOptions engine;
+  SamplingOptions sampling;
+  std::string system;
+};
+
+nlohmann::json opening(const std::string& system) {
+  nlohmann::json messages = nlohmann::json::array();
+  if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
+  return messages;
+}
+
+Status run(const ChatOptions& options) {
+  ONEPASS_ASSIGN_OR_RETURN(const ModelRunnerOptions runner_options, options.engine.runner_options());
+  ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
+  nlohmann::json messages = opening(options.system);
+  // Says at once when the model has no chat template, before anything is typed.
+  {
+    nlohmann::json probe = messages;
+    probe.push_back({{"role", "user"}, {"content", "hello"}});
+    ONEPASS_RETURN_IF_ERROR(model.encode_chat(probe).status());
+  }
+  const bool terminal = ::isatty(STDIN_FILENO) != 0;
+  if (terminal) {
+    std::fprintf(stderr, "%s\nEmpty line or Ctrl-D: leave. Ctrl-C: stop the answer. /reset: begin anew.\n",
+                 model.description().c_str());
+  }
+  struct sigaction handler = {};
+  handler.sa_handler = on_interrupt;
+  ::sigaction(SIGINT, &handler, nullptr);
+
+  ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, model.engine().open());
+  SamplingParams sampling = options.sampling.params(model.generation_config());
+  std::string line;
+  Status status = ok_status();
+  while (true) {
+    if (terminal) std::fprintf(stderr, "\n> ");
+    if (!std::getline(std::cin, line) || (terminal && line.empty())) break;
+    if (line.empty()) continue;
+    if (line == "/reset") {
+      messages = opening(options.system);
+      continue;
+    }
+    messages.push_back({{"role", "user"}, {"content", line}});
+    interrupted.store(false);
+    GenerationRequest request;
+    auto prompt = model.encode_chat(messages);
+    if (!prompt.ok()) {
+      status = prompt.status();
+      break;
+    }
+    request.prompt = *std::move(prompt);
+    request.sampling = sampling;
+    request.cancel = &interrupted;
+    request.on_text = [](std::string_view text) {
+      std::fwrite(text.data(), 1, text.size(), stdout);
+      std::fflush(stdout);
+    };
+    const auto result = generate(model.engine(), model.tokenizer(), sequence, request);
+    if (!result.ok()) {
+      status = result.status();
+      break;
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+    if (terminal) {
+      std::fprintf(stderr, "%s", model.summary(result->stats, result->finish_reason, sampling.seed).c_str());
+    }
+    messages.push_back({{"role", "assistant"}, {"content", result->text}});
+    ++sampling.seed;  // another draw for the next turn, still set by the first seed
+  }
+  model.engine().close(sequence);
+  return status;
+}
+
+}  // namespace
+
+void add_chat_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("chat", "Talk with a model that has a chat template");
+  auto options = std::make_shared<ChatOptions>();
+  options->engine.add_to(*command);
+  command->add_option("--system", options->system, "system message");
+  options->sampling.add_to(*command);
+  command->callback([options, &action] { action = [options] { return run(*options); }; });
+}
+
+}  // namespace onepass

@@ -1,0 +1,116 @@
+// onepass generate: one prompt, one answer.
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "base/mapped_file.h"
+#include "cli/command.h"
+#include "cli/options.h"
+#include "cli/text_model.h"
+
+namespace onepass {
+namespace {
+
+struct GenerateOptions {
+  EngineOptions engine;
+  SamplingOptions sampling;
+  std::string prompt;
+  std::string prompt_file;
+  std::string system;
+  bool chat = false;
+  bool json = false;
+  bool quiet = false;
+};
+
+nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<SampledToken>& tokens) {
+  // A token may be part of a character: its text is then shown with replacement characters, beside its exact id.
+  const auto entry = [&](int32_t token, float logprob) {
+    return nlohmann::json{{"token_id", token}, {"token", tokenizer.decode({&token, 1})}, {"logprob", logprob}};
+  };
+  nlohmann::json list = nlohmann::json::array();
+  for (const SampledToken& token : tokens) {
+    nlohmann::json item = entry(token.token, token.logprob);
+    item["top_logprobs"] = nlohmann::json::array();
+    for (const TokenLogprob& top : token.top) item["top_logprobs"].push_back(entry(top.token, top.logprob));
+    list.push_back(std::move(item));
+  }
+  return list;
+}
+
+Status run(const GenerateOptions& options) {
+  std::string prompt = options.prompt;
+  if (!options.prompt_file.empty()) {
+    ONEPASS_ASSIGN_OR_RETURN(prompt, read_text_file(options.prompt_file));
+  }
+  if (prompt.empty()) return invalid_argument("prompt: expected text, found none");
+  ONEPASS_ASSIGN_OR_RETURN(const ModelRunnerOptions runner_options, options.engine.runner_options());
+  ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
+  GenerationRequest request;
+  if (options.chat) {
+    nlohmann::json messages = nlohmann::json::array();
+    if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
+    messages.push_back({{"role", "user"}, {"content", prompt}});
+    ONEPASS_ASSIGN_OR_RETURN(request.prompt, model.encode_chat(messages));
+  } else {
+    ONEPASS_ASSIGN_OR_RETURN(request.prompt, model.encode(prompt));
+  }
+  request.sampling = options.sampling.params(model.generation_config());
+  // Before anything is printed.
+  ONEPASS_RETURN_IF_ERROR(validate(request.sampling, model.engine().config().vocab_size));
+  ONEPASS_RETURN_IF_ERROR(model.engine().check_tokens(request.prompt));
+  if (!options.json) {
+    request.on_text = [](std::string_view text) {
+      std::fwrite(text.data(), 1, text.size(), stdout);
+      std::fflush(stdout);
+    };
+    if (!options.chat) request.on_text(prompt);
+  }
+  ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, model.engine().open());
+  ONEPASS_ASSIGN_OR_RETURN(const GenerationResult result,
+                           generate(model.engine(), model.tokenizer(), sequence, request));
+  if (options.json) {
+    const GenerationStats& stats = result.stats;
+    nlohmann::json output = {{"prompt", prompt},
+                             {"text", result.text},
+                             {"token_ids", result.tokens},
+                             {"finish_reason", to_string(result.finish_reason)},
+                             {"seed", request.sampling.seed},
+                             {"usage",
+                              {{"prompt_tokens", stats.prompt_tokens},
+                               {"completion_tokens", stats.generated_tokens},
+                               {"total_tokens", stats.prompt_tokens + stats.generated_tokens}}},
+                             {"prefill_seconds", stats.prefill_seconds},
+                             {"decode_seconds", stats.decode_seconds},
+                             {"kv_pages", stats.pages_used}};
+    if (!result.matched_stop.empty()) output["matched_stop"] = result.matched_stop;
+    if (request.sampling.logprobs >= 0) output["logprobs"] = logprobs_json(model.tokenizer(), result.logprobs);
+    std::printf("%s\n", output.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  } else {
+    std::printf("\n");
+  }
+  if (std::fflush(stdout) != 0) return absl::DataLossError("stdout: cannot write");
+  if (!options.quiet) {
+    std::fprintf(stderr, "\n%s", model.summary(result.stats, result.finish_reason, request.sampling.seed).c_str());
+  }
+  model.engine().close(sequence);
+  return ok_status();
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("generate", "Continue a prompt, or answer it");
+  auto options = std::make_shared<GenerateOptions>();
+  options->engine.add_to(*command);
+  auto* prompt = command->add_option("--prompt", options->prompt, "the text to continue");
+  auto* file = command->add_option("--prompt-file", options->prompt_file, "read it from a file")->excludes(prompt);
+  prompt->excludes(file);
+  auto* chat = command->add_flag("--chat", options->chat,
+                                 "put the prompt through the model's chat template, as a user's message");
+  command->add_option("--system", options->system, "a system message before it")->needs(chat);
+  command->add_flag("--json", options->json, "print one JSON object instead of text");
+  command->add_flag("--quiet", options->quiet, "no summary on stderr");
+  options->sampling.add_to(*command);
+  command->callback([options, &action] { action = [options] { return run(*options); }; });
+}
+
+}  // namespace onepass

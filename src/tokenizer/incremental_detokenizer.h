@@ -1,0 +1,36 @@
+// Text as it is generated, token by token.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tokenizer/tokenizer.h"
+
+namespace onepass {
+
+// The pieces that push() and flush() return make up tokenizer.decode(all ids) exactly. A token may end within a
+// character, and a leading space may depend on what stands before: text is held back until it can no longer change. Not
+// thread-safe.
+class IncrementalDetokenizer {
+ public:
+  // `tokenizer` must outlive it.
+  explicit IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special_tokens = true)
+      : tokenizer_(tokenizer), skip_special_tokens_(skip_special_tokens) {}
+
+  // What has become certain with this token; often its text, sometimes nothing.
+  std::string push(int32_t id);
+  // The rest, at the end.
+  std::string flush();
+
+ private:
+  std::string new_text(bool at_end);
+
+  const Tokenizer& tokenizer_;
+  const bool skip_special_tokens_;
+  // Ids from some tokens back, whose text has been returned but gives the new ones their context, and the new ones.
+  std::vector<int32_t> window_;
+  size_t num_returned_ = 0;  // ids of the window whose text has been returned
+};
+
+}  // namespace onepass

@@ -1,0 +1,255 @@
+// The program as a user meets it: exit status, stdout, and one line of error that names the thing.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Result {
+  int exit_status = -1;
+  std::string out;
+  std::string err;
+};
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+void write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+
+class CliTest : public testing::Test {
+ protected:
+  CliTest() : dir_(fs::path(testing::TempDir()) / ("onepass_cli_test_" + std::to_string(::getpid()))) {
+    fs::create_directories(dir_);
+    model_ = (fs::path(ONEPASS_SOURCE_DIR) / ONEPASS_DEMO_MODEL).string();
+  }
+  ~CliTest() override { fs::remove_all(dir_); }
+
+  // `arguments` go through the shell: quote what needs it.
+  Result run(const std::string& arguments, const std::string& input = "") {
+    write(dir_ / "in", input);
+    const std::string command = std::string(ONEPASS_BINARY) + " " + arguments + " <" + (dir_ / "in").string() + " >" +
+                                (dir_ / "out").string() + " 2>" + (dir_ / "err").string();
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(dir_ / "out"), read(dir_ / "err")};
+  }
+
+  // Fails with status 1, nothing on stdout, and one line on stderr that begins with the program's name and holds
+  // `expected`.
+  void expect_error(const std::string& arguments, const std::string& expected, int exit_status = 1) {
+    const Result result = run(arguments);
+    EXPECT_EQ(result.exit_status, exit_status) << arguments << "\n" << result.err;
+    EXPECT_EQ(result.out.substr(0, 200), "") << arguments;
+    EXPECT_NE(result.err.find(expected), std::string::npos)
+        << arguments << "\nexpected: " << expected << "\nfound: " << result.err;
+    if (exit_status == 1) {
+      EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+      EXPECT_EQ(result.err.rfind("onepass: ", 0), 0u) << result.err;
+    }
+  }
+
+  // A copy of the bundled model, to be damaged.
+  fs::path copy_model() {
+    const fs::path copy = dir_ / "model";
+    fs::remove_all(copy);
+    fs::copy(model_, copy, fs::copy_options::recursive);
+    return copy;
+  }
+
+  void expect_damaged(const fs::path& model, const std::string& expected) {
+    expect_error("generate --model " + model.string() + " --prompt ROMEO: --max-tokens 2", expected);
+  }
+
+  const fs::path dir_;
+  std::string model_;
+};
+
+TEST_F(CliTest, GeneratesTheSameTextForTheSameSeed) {
+  const std::string command = "generate --model " + model_ + " --prompt 'ROMEO:' --max-tokens 40 --seed 1";
+  const Result first = run(command), second = run(command);
+  EXPECT_EQ(first.exit_status, 0) << first.err;
+  EXPECT_EQ(first.out.rfind("ROMEO:", 0), 0u);
+  EXPECT_GT(first.out.size(), 60u);
+  EXPECT_EQ(first.out, second.out);
+  EXPECT_NE(first.out, run("generate --model " + model_ + " --prompt 'ROMEO:' --max-tokens 40 --seed 2").out);
+  for (const char* word : {"prefill", "decode", "tok/s", "pages", "cpu"}) {
+    EXPECT_NE(first.err.find(word), std::string::npos) << first.err;
+  }
+}
+
+TEST_F(CliTest, AnswersDoNotDependOnHowTheyAreComputed) {
+  const std::string command =
+      "generate --model " + model_ + " --prompt 'KING RICHARD: Now is the winter' --max-tokens 30 --greedy --quiet";
+  const Result expected = run(command);
+  EXPECT_EQ(expected.exit_status, 0) << expected.err;
+  EXPECT_EQ(expected.err, "");
+  for (const char* option : {"--attention reference", "--page-size 1", "--page-size 256", "--chunk-size 3",
+                             "--threads 1", "--kv-dtype float32 --attention reference"}) {
+    EXPECT_EQ(run(command + " " + option).out, expected.out) << option;
+  }
+}
+
+TEST_F(CliTest, JsonHoldsTextUsageAndLogprobs) {
+  const Result result =
+      run("generate --model " + model_ + " --prompt 'ROMEO:' --max-tokens 5 --greedy --json --quiet --logprobs 3");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  const auto output = nlohmann::json::parse(result.out);
+  EXPECT_EQ(output["usage"]["completion_tokens"], 5);
+  EXPECT_EQ(output["finish_reason"], "length");
+  ASSERT_EQ(output["logprobs"].size(), 5u);
+  for (const auto& token : output["logprobs"]) {
+    ASSERT_EQ(token["top_logprobs"].size(), 3u);
+    EXPECT_EQ(token["top_logprobs"][0]["token_id"], token["token_id"]);  // greedy takes the likeliest
+    EXPECT_LE(token["logprob"].get<float>(), 0.0f);
+  }
+}
+
+TEST_F(CliTest, StopStringsAndStopTokensEndTheAnswer) {
+  const std::string command =
+      "generate --model " + model_ + " --prompt 'ROMEO:' --max-tokens 60 --greedy --json --quiet";
+  const auto whole = nlohmann::json::parse(run(command).out);
+  const std::string text = whole["text"];
+  ASSERT_GT(text.size(), 20u);
+  const std::string stop = text.substr(10, 4);
+  const auto stopped = nlohmann::json::parse(run(command + " --stop '" + stop + "'").out);
+  EXPECT_EQ(stopped["text"], text.substr(0, text.find(stop)));
+  EXPECT_EQ(stopped["finish_reason"], "stop");
+  EXPECT_EQ(stopped["matched_stop"], stop);
+  const auto included = nlohmann::json::parse(run(command + " --include-stop-str --stop '" + stop + "'").out);
+  EXPECT_EQ(included["text"], text.substr(0, text.find(stop) + stop.size()));
+  const int token = whole["token_ids"][7];
+  const auto by_token = nlohmann::json::parse(run(command + " --stop-token-id " + std::to_string(token)).out);
+  EXPECT_EQ(by_token["finish_reason"], "stop");
+  EXPECT_LE(by_token["token_ids"].size(), 8u);
+  EXPECT_EQ(by_token["token_ids"].back(), token);
+}
+
+TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
+  const fs::path file = dir_ / "logits.safetensors";
+  const Result result =
+      run("logits --model " + model_ + " --input-ids 1,2,3,4,5 --output " + file.string() + " --chunk-size 2");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  const std::string bytes = read(file);
+  ASSERT_GT(bytes.size(), 8u);
+  uint64_t header_size = 0;
+  std::copy_n(bytes.data(), 8, reinterpret_cast<char*>(&header_size));
+  const auto header = nlohmann::json::parse(bytes.substr(8, header_size));
+  EXPECT_EQ(header["logits"]["dtype"], "F32");
+  EXPECT_EQ(header["logits"]["shape"][0], 5);
+  const int64_t vocab_size = header["logits"]["shape"][1];
+  EXPECT_EQ(bytes.size(), 8 + header_size + 5 * vocab_size * 4);
+}
+
+TEST_F(CliTest, UsageErrorsExitWithTwo) {
+  expect_error("", "subcommand", 2);
+  expect_error("generate --prompt x", "--model", 2);
+  expect_error("generate --model " + model_ + " --prompt x --page-size 0", "page-size", 2);
+  expect_error("generate --model " + model_ + " --prompt x --page-size 257", "page-size", 2);
+  expect_error("generate --model " + model_ + " --prompt x --max-tokens -5", "max-tokens", 2);
+  expect_error("generate --model " + model_ + " --prompt x --max-tokens many", "max-tokens", 2);
+  expect_error("generate --model " + model_ + " --prompt x --no-such-option", "no-such-option", 2);
+  expect_error("bench latency --model " + model_ + " --input-len -1", "input-len", 2);
+  expect_error("ladder --seq 0", "seq", 2);
+}
+
+TEST_F(CliTest, BadRequestsAreOneLine) {
+  expect_error("generate --model /nonexistent --prompt x", "/nonexistent");
+  expect_error("generate --model " + model_ + " --prompt ''", "prompt: expected text, found none");
+  expect_error("generate --model " + model_, "prompt: expected text, found none");
+  expect_error("generate --model " + model_ + " --prompt-file /nonexistent", "/nonexistent: No such file");
+  expect_error("generate --model " + model_ + " --prompt x --temperature -1",
+               "temperature: expected 0 or more, found -1");
+  expect_error("generate --model " + model_ + " --prompt x --top-p 0", "top_p");
+  expect_error("generate --model " + model_ + " --prompt x --device tpu", "device: expected cpu");
+  expect_error("generate --model " + model_ + " --prompt x --attention magic",
+               "attention: expected flash or reference");
+  expect_error("generate --model " + model_ + " --prompt x --kv-dtype int3", "dtype");
+  expect_error("generate --model " + model_ + " --prompt x --isa mmx", "instruction set");
+  expect_error("generate --model " + model_ + " --prompt x --context-length 100000000", "context length");
+  expect_error("generate --model " + model_ + " --prompt x --logit-bias 99999999 1.0", "logit_bias");
+  expect_error("generate --model " + model_ + " --prompt x --chat", "chat template");
+  expect_error("logits --model " + model_ + " --input-ids 1,99999999 --output /tmp/never", "token id");
+  expect_error("logits --model " + model_ + " --input-ids=-1 --output /tmp/never", "token id");
+  expect_error("logits --model " + model_ + " --input-ids 1 --output /nonexistent/file", "/nonexistent/file");
+  write(dir_ / "long", std::string(200000, 'a'));
+  expect_error("generate --model " + model_ + " --prompt-file " + (dir_ / "long").string(), "prompt: ");
+}
+
+TEST_F(CliTest, DamagedModelsAreOneLine) {
+  fs::path model = copy_model();
+  fs::remove(model / "config.json");
+  expect_damaged(model, "config.json: No such file");
+
+  const auto with_config = [&](const std::string& key, const nlohmann::json& value) {
+    model = copy_model();
+    auto config = nlohmann::json::parse(read(model / "config.json"));
+    if (value.is_discarded()) {
+      config.erase(key);
+    } else {
+      config[key] = value;
+    }
+    write(model / "config.json", config.dump());
+  };
+  const nlohmann::json removed(nlohmann::json::value_t::discarded);
+  with_config("architectures", {"MysteryForCausalLM"});
+  expect_damaged(model, "MysteryForCausalLM");
+  with_config("hidden_size", removed);
+  expect_damaged(model, "hidden_size");
+  with_config("hidden_size", -8);
+  expect_damaged(model, "hidden_size");
+  with_config("num_hidden_layers", "three");
+  expect_damaged(model, "num_hidden_layers");
+  with_config("num_key_value_heads", 0);
+  expect_damaged(model, "num_key_value_heads");
+  with_config("vocab_size", 17);
+  expect_damaged(model, "17");
+  with_config("hidden_size", 1 << 30);
+  expect_damaged(model, "");
+
+  model = copy_model();
+  write(model / "config.json", "{\"architectures\": [");
+  expect_damaged(model, "config.json");
+  model = copy_model();
+  std::string config = read(model / "config.json");
+  config.replace(config.find("\"rms_norm_eps\""), 14, "\"rms_norm_eps\": NaN, \"x\"");
+  write(model / "config.json", config);
+  expect_damaged(model, "config.json");
+
+  const std::string weights = read(copy_model() / "model.safetensors");
+  const auto with_weights = [&](const std::string& bytes) {
+    model = copy_model();
+    write(model / "model.safetensors", bytes);
+  };
+  with_weights("");
+  expect_damaged(model, "model.safetensors");
+  with_weights(weights.substr(0, weights.size() / 2));
+  expect_damaged(model, "model.safetensors");
+  with_weights(std::string("\xff\xff\xff\xff\xff\xff\xff\x7f", 8) + weights.substr(8));
+  expect_damaged(model, "model.safetensors");
+  with_weights(weights.substr(0, 8) + "!" + weights.substr(9));
+  expect_damaged(model, "model.safetensors");
+  model = copy_model();
+  fs::remove(model / "model.safetensors");
+  expect_damaged(model, "model.safetensors");
+
+  model = copy_model();
+  write(model / "tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}");
+  expect_damaged(model, "tokenizer.json");
+  model = copy_model();
+  fs::remove(model / "tokenizer.json");
+  expect_damaged(model, "tokenizer.json");
+}
+
+}  // namespace
