@@ -89,6 +89,8 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::load(const std::string& model_di
     // It is looked for in normalized text, so it is normalized itself.
     AddedToken in_text = token;
     ONEPASS_ASSIGN_OR_RETURN(in_text.content, parts->normalizer.apply(replace_invalid_utf8(token.content)));
+    // The `tokenizers` library decodes such a token as what it looks for.
+    parts->added_by_id[token.id].content = in_text.content;
     normalized.push_back(std::move(in_text));
   }
   parts->raw_tokens = AddedTokenMatcher(std::move(raw));
