@@ -1,55 +1,20 @@
 // The program as a user meets it: exit status, stdout, and one line of error that names the thing.
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "command_line.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
+namespace onepass {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct Result {
-  int exit_status = -1;
-  std::string out;
-  std::string err;
-};
-
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-void write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
-
-class CliTest : public testing::Test {
+class CliTest : public CommandLineTest {
  protected:
-  CliTest() : dir_(fs::path(testing::TempDir()) / ("onepass_cli_test_" + std::to_string(::getpid()))) {
-    fs::create_directories(dir_);
-    model_ = (fs::path(ONEPASS_SOURCE_DIR) / ONEPASS_DEMO_MODEL).string();
-  }
-  ~CliTest() override { fs::remove_all(dir_); }
-
-  // `arguments` go through the shell: quote what needs it.
-  Result run(const std::string& arguments, const std::string& input = "") {
-    write(dir_ / "in", input);
-    const std::string command = std::string(ONEPASS_BINARY) + " " + arguments + " <" + (dir_ / "in").string() + " >" +
-                                (dir_ / "out").string() + " 2>" + (dir_ / "err").string();
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read(dir_ / "out"), read(dir_ / "err")};
-  }
-
   // Fails with status 1, nothing on stdout, and one line on stderr that begins with the program's name and holds
   // `expected`.
   void expect_error(const std::string& arguments, const std::string& expected, int exit_status = 1) {
-    const Result result = run(arguments);
+    const CommandResult result = run(arguments);
     EXPECT_EQ(result.exit_status, exit_status) << arguments << "\n" << result.err;
     EXPECT_EQ(result.out.substr(0, 200), "") << arguments;
     EXPECT_NE(result.err.find(expected), std::string::npos)
@@ -72,13 +37,12 @@ class CliTest : public testing::Test {
     expect_error("generate --model " + model.string() + " --prompt ROMEO: --max-tokens 2", expected);
   }
 
-  const fs::path dir_;
-  std::string model_;
+  const std::string model_ = bundled_model("shakespeare-5m");
 };
 
 TEST_F(CliTest, GeneratesTheSameTextForTheSameSeed) {
   const std::string command = "generate --model " + model_ + " --prompt 'ROMEO:' --max-tokens 40 --seed 1";
-  const Result first = run(command), second = run(command);
+  const CommandResult first = run(command), second = run(command);
   EXPECT_EQ(first.exit_status, 0) << first.err;
   EXPECT_EQ(first.out.rfind("ROMEO:", 0), 0u);
   EXPECT_GT(first.out.size(), 60u);
@@ -92,7 +56,7 @@ TEST_F(CliTest, GeneratesTheSameTextForTheSameSeed) {
 TEST_F(CliTest, AnswersDoNotDependOnHowTheyAreComputed) {
   const std::string command =
       "generate --model " + model_ + " --prompt 'KING RICHARD: Now is the winter' --max-tokens 30 --greedy --quiet";
-  const Result expected = run(command);
+  const CommandResult expected = run(command);
   EXPECT_EQ(expected.exit_status, 0) << expected.err;
   EXPECT_EQ(expected.err, "");
   for (const char* option : {"--attention reference", "--page-size 1", "--page-size 256", "--chunk-size 3",
@@ -102,7 +66,7 @@ TEST_F(CliTest, AnswersDoNotDependOnHowTheyAreComputed) {
 }
 
 TEST_F(CliTest, JsonHoldsTextUsageAndLogprobs) {
-  const Result result =
+  const CommandResult result =
       run("generate --model " + model_ + " --prompt 'ROMEO:' --max-tokens 5 --greedy --json --quiet --logprobs 3");
   ASSERT_EQ(result.exit_status, 0) << result.err;
   const auto output = nlohmann::json::parse(result.out);
@@ -138,10 +102,10 @@ TEST_F(CliTest, StopStringsAndStopTokensEndTheAnswer) {
 
 TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
   const fs::path file = dir_ / "logits.safetensors";
-  const Result result =
+  const CommandResult result =
       run("logits --model " + model_ + " --input-ids 1,2,3,4,5 --output " + file.string() + " --chunk-size 2");
   ASSERT_EQ(result.exit_status, 0) << result.err;
-  const std::string bytes = read(file);
+  const std::string bytes = read_file(file);
   ASSERT_GT(bytes.size(), 8u);
   uint64_t header_size = 0;
   std::copy_n(bytes.data(), 8, reinterpret_cast<char*>(&header_size));
@@ -183,7 +147,7 @@ TEST_F(CliTest, BadRequestsAreOneLine) {
   expect_error("logits --model " + model_ + " --input-ids 1,99999999 --output /tmp/never", "token id");
   expect_error("logits --model " + model_ + " --input-ids=-1 --output /tmp/never", "token id");
   expect_error("logits --model " + model_ + " --input-ids 1 --output /nonexistent/file", "/nonexistent/file");
-  write(dir_ / "long", std::string(200000, 'a'));
+  write_file(dir_ / "long", std::string(200000, 'a'));
   expect_error("generate --model " + model_ + " --prompt-file " + (dir_ / "long").string(), "prompt: ");
 }
 
@@ -194,13 +158,13 @@ TEST_F(CliTest, DamagedModelsAreOneLine) {
 
   const auto with_config = [&](const std::string& key, const nlohmann::json& value) {
     model = copy_model();
-    auto config = nlohmann::json::parse(read(model / "config.json"));
+    auto config = nlohmann::json::parse(read_file(model / "config.json"));
     if (value.is_discarded()) {
       config.erase(key);
     } else {
       config[key] = value;
     }
-    write(model / "config.json", config.dump());
+    write_file(model / "config.json", config.dump());
   };
   const nlohmann::json removed(nlohmann::json::value_t::discarded);
   with_config("architectures", {"MysteryForCausalLM"});
@@ -219,18 +183,18 @@ TEST_F(CliTest, DamagedModelsAreOneLine) {
   expect_damaged(model, "");
 
   model = copy_model();
-  write(model / "config.json", "{\"architectures\": [");
+  write_file(model / "config.json", "{\"architectures\": [");
   expect_damaged(model, "config.json");
   model = copy_model();
-  std::string config = read(model / "config.json");
+  std::string config = read_file(model / "config.json");
   config.replace(config.find("\"rms_norm_eps\""), 14, "\"rms_norm_eps\": NaN, \"x\"");
-  write(model / "config.json", config);
+  write_file(model / "config.json", config);
   expect_damaged(model, "config.json");
 
-  const std::string weights = read(copy_model() / "model.safetensors");
+  const std::string weights = read_file(copy_model() / "model.safetensors");
   const auto with_weights = [&](const std::string& bytes) {
     model = copy_model();
-    write(model / "model.safetensors", bytes);
+    write_file(model / "model.safetensors", bytes);
   };
   with_weights("");
   expect_damaged(model, "model.safetensors");
@@ -245,7 +209,7 @@ TEST_F(CliTest, DamagedModelsAreOneLine) {
   expect_damaged(model, "model.safetensors");
 
   model = copy_model();
-  write(model / "tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}");
+  write_file(model / "tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}");
   expect_damaged(model, "tokenizer.json");
   model = copy_model();
   fs::remove(model / "tokenizer.json");
@@ -253,3 +217,4 @@ TEST_F(CliTest, DamagedModelsAreOneLine) {
 }
 
 }  // namespace
+}  // namespace onepass

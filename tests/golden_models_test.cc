@@ -87,7 +87,7 @@ class GoldenModel : public testing::TestWithParam<std::string> {
     return options;
   }
 
-  std::unique_ptr<Engine> make(ModelRunnerOptions options) const {
+  std::unique_ptr<Engine> make(const ModelRunnerOptions& options) const {
     auto engine = Engine::create(options);
     EXPECT_TRUE(engine.ok()) << engine.status();
     return *std::move(engine);

@@ -62,6 +62,7 @@ StatusOr<Iteration> run_once(Engine& engine, const LatencyOptions& options, std:
   }
   result.prefill_seconds = seconds_since(start);
   std::vector<Engine::Work> work;
+  work.reserve(sequences.size());
   for (Sequence& sequence : sequences) work.push_back({.sequence = &sequence, .num_tokens = 1});
   for (int step = 1; step < options.output_len; ++step) {
     const Clock::time_point step_start = Clock::now();

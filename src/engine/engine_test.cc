@@ -104,6 +104,7 @@ TEST_F(EngineTest, ABatchGivesEachSequenceWhatItGetsAlone) {
     sequences.back().tokens = random_tokens(1 + 17 * i);
   }
   // Ragged prefill in one step, then decoding.
+  work.reserve(sequences.size());
   for (Sequence& sequence : sequences) work.push_back({&sequence, sequence.num_pending()});
   for (int step = 0; step < 4; ++step) {
     const std::span<float> logits = *engine->step(work);
@@ -164,7 +165,10 @@ TEST_F(EngineTest, RandomOperationsKeepTheBooksAndTheNumbersRight) {
     if (choice < 2) {
       auto sequence = engine->open();
       EXPECT_EQ(sequence.ok(), open.size() < 4);
-      if (sequence.ok()) open[sequence->slot] = *std::move(sequence);
+      if (sequence.ok()) {
+        const int slot = sequence->slot;
+        open[slot] = *std::move(sequence);
+      }
     } else if (!open.empty()) {
       Sequence& sequence = std::next(open.begin(), random_() % open.size())->second;
       if (choice < 7) {

@@ -74,6 +74,23 @@ Status check_whole_rotation(const JsonReader& json) {
   return factor == 1 ? ok_status() : json.error("partial_rotary_factor", "1");
 }
 
+// The part of rope_scaling that depends on its type.
+Status scale(const JsonReader& scaling, const std::string& type, double theta, ModelConfig& config,
+             std::vector<double>& inv_freq) {
+  if (type == "default") return ok_status();
+  if (type == "llama3") return scale_llama3(scaling, inv_freq);
+  if (type == "yarn") return scale_yarn(scaling, theta, config, inv_freq, config.rope_attention_factor);
+  if (type == "linear") {
+    ONEPASS_ASSIGN_OR_RETURN(const double factor, scaling.required_number("factor", 1e-6, kLargest));
+    for (double& frequency : inv_freq) frequency /= factor;
+    return ok_status();
+  }
+  // Changes the frequencies of sequences longer than max_position_embeddings alone, and this engine computes none.
+  if (type == "dynamic") return scaling.required_number("factor", 1, kLargest).status();
+  return unimplemented(scaling.where(), ": rope_type: expected default, linear, dynamic, llama3 or yarn, found \"",
+                       printable(type), "\"");
+}
+
 }  // namespace
 
 Status configure_rope(const JsonReader& json, ModelConfig& config) {
@@ -93,20 +110,7 @@ Status configure_rope(const JsonReader& json, ModelConfig& config) {
   std::vector<double> inv_freq(config.head_dim / 2);
   for (size_t i = 0; i < inv_freq.size(); ++i)
     inv_freq[i] = std::pow(theta, -2.0 * static_cast<double>(i) / config.head_dim);
-  if (type == "linear") {
-    ONEPASS_ASSIGN_OR_RETURN(const double factor, scaling->required_number("factor", 1e-6, kLargest));
-    for (double& frequency : inv_freq) frequency /= factor;
-  } else if (type == "dynamic") {
-    // Changes the frequencies of sequences longer than max_position_embeddings alone, and this engine computes none.
-    ONEPASS_RETURN_IF_ERROR(scaling->required_number("factor", 1, kLargest).status());
-  } else if (type == "llama3") {
-    ONEPASS_RETURN_IF_ERROR(scale_llama3(*scaling, inv_freq));
-  } else if (type == "yarn") {
-    ONEPASS_RETURN_IF_ERROR(scale_yarn(*scaling, theta, config, inv_freq, config.rope_attention_factor));
-  } else if (type != "default") {
-    return unimplemented(scaling->where(), ": rope_type: expected default, linear, dynamic, llama3 or yarn, found \"",
-                         printable(type), "\"");
-  }
+  if (scaling) ONEPASS_RETURN_IF_ERROR(scale(*scaling, type, theta, config, inv_freq));
   config.rope_inv_freq = std::move(inv_freq);
   return ok_status();
 }

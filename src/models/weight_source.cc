@@ -137,7 +137,7 @@ StatusOr<std::vector<SafetensorsFile>> open_safetensors(const std::string& model
       return error("a file of the folder");
     }
     if (!position.contains(name)) {
-      ONEPASS_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::open(model_dir + "/" + name));
+      ONEPASS_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::open(str_cat(model_dir, "/", name)));
       position[name] = files.size();
       files.push_back(std::move(file));
     }

@@ -107,13 +107,14 @@ void BpeModel::encode(std::string_view piece, std::vector<int32_t>& ids) const {
 void BpeModel::split_characters(std::string_view piece, std::vector<int32_t>& symbols) const {
   // An unknown character waits for the next known one, so that a run of them can fuse. Characters that fall back to
   // bytes do not end the run: the `tokenizers` library puts the bytes first then, and so do we.
+  const int32_t unk = unk_id_.value_or(-1);
   bool unk_pending = false;
   for (size_t offset = 0; offset < piece.size();) {
     const size_t begin = offset;
     const uint32_t code_point = next_code_point(piece, offset);
     const std::string_view character = piece.substr(begin, offset - begin);
     if (const auto id = find_character(character, code_point)) {
-      if (unk_pending) symbols.push_back(*unk_id_);
+      if (unk_pending) symbols.push_back(unk);
       unk_pending = false;
       symbols.push_back(*id);
       continue;
@@ -123,11 +124,11 @@ void BpeModel::split_characters(std::string_view piece, std::vector<int32_t>& sy
       for (const char c : character) symbols.push_back(byte_token(c));
       continue;
     }
-    if (!unk_id_) continue;
-    if (unk_pending && !fuse_unk_) symbols.push_back(*unk_id_);
+    if (unk < 0) continue;
+    if (unk_pending && !fuse_unk_) symbols.push_back(unk);
     unk_pending = true;
   }
-  if (unk_pending) symbols.push_back(*unk_id_);
+  if (unk_pending) symbols.push_back(unk);
 }
 
 const BpeModel::Merge* BpeModel::find_merge(int32_t left, int32_t right) const {

@@ -23,7 +23,7 @@ std::string joined(const Tokens& tokens, const char* separator = "") {
   return text;
 }
 
-Tokens decode_byte_level(Tokens tokens) {
+Tokens decode_byte_level(const Tokens& tokens) {
   std::string bytes;
   for (const std::string& token : tokens) {
     // Added tokens are written as they are, not in byte-level characters.
@@ -90,7 +90,7 @@ Status TokenDecoder::read(const json& value, const std::string& where, int depth
   } else if (type == "ByteFallback") {
     add(decode_byte_fallback);
   } else if (type == "Fuse") {
-    add([](Tokens tokens) { return Tokens{joined(tokens)}; });
+    add([](const Tokens& tokens) { return Tokens{joined(tokens)}; });
   } else if (type == "Replace") {
     ONEPASS_ASSIGN_OR_RETURN(const Pattern pattern,
                              Pattern::from_json(json_member(value, "pattern"), where + ": pattern"));

@@ -66,7 +66,7 @@ Value tojson(const Value& v, const Arguments& a) {
 }
 
 Value to_int(const Value& v, const Arguments& a) {
-  const Value fallback = a.get(0, "default", int64_t{0});
+  Value fallback = a.get(0, "default", int64_t{0});
   if (v.is_int() || v.is_bool()) return v.integer();
   double number = NAN;
   if (v.is_float()) number = v.number();
@@ -126,7 +126,7 @@ Value map(const Value& v, const Arguments& a) {
   List result;
   const Value attribute = a.get(SIZE_MAX, "attribute");
   if (!attribute.is_undefined()) {
-    const Value fallback = a.get(SIZE_MAX, "default");
+    Value fallback = a.get(SIZE_MAX, "default");
     for (const Value& item : v.iterate()) {
       Value value = path(item, attribute);
       result.push_back(value.is_undefined() && !fallback.is_undefined() ? fallback : value);
@@ -169,7 +169,7 @@ Value dictsort(const Value& v, const Arguments& a) {
     return reverse ? order > 0 : order < 0;
   });
   List result;
-  for (const auto& [key, value] : entries) result.push_back(Value::Tuple{std::make_shared<List>(List{key, value})});
+  for (const auto& [key, value] : entries) result.emplace_back(Value::Tuple{std::make_shared<List>(List{key, value})});
   return result;
 }
 
@@ -379,10 +379,10 @@ Value apply_filter(const std::string& name, const Value& value, const Arguments&
 }
 
 bool apply_test(const std::string& name, const Value& value, const Arguments& arguments) {
-  static const std::map<std::string, std::string> kOperators = {{"==", "eq"}, {"!=", "ne"}, {"<", "lt"},
-                                                                {"<=", "le"}, {">", "gt"},  {">=", "ge"}};
-  const auto alias = kOperators.find(name);
-  const auto it = tests().find(alias != kOperators.end() ? alias->second : name);
+  static const std::map<std::string, std::string> operators = {{"==", "eq"}, {"!=", "ne"}, {"<", "lt"},
+                                                               {"<=", "le"}, {">", "gt"},  {">=", "ge"}};
+  const auto alias = operators.find(name);
+  const auto it = tests().find(alias != operators.end() ? alias->second : name);
   if (it == tests().end()) throw Error(str_cat("no test named \"", name, "\""));
   return it->second(value, arguments);
 }

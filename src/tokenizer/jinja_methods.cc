@@ -221,7 +221,7 @@ const std::map<std::string, Method>& string_methods() {
 
 Value items(const Value& v, const Arguments&) {
   List result;
-  for (const auto& [key, value] : v.dict()) result.push_back(Value::Tuple{std::make_shared<List>(List{key, value})});
+  for (const auto& [key, value] : v.dict()) result.emplace_back(Value::Tuple{std::make_shared<List>(List{key, value})});
   return result;
 }
 

@@ -308,7 +308,7 @@ void assign(Dict& dict, const std::string& key, Value value) {
   dict.emplace_back(key, std::move(value));
 }
 
-Value Arguments::get(size_t index, const char* name, Value fallback) const {
+Value Arguments::get(size_t index, const char* name, const Value& fallback) const {
   if (index < positional.size()) return positional[index];
   const Value* value = find(named, name);
   return value != nullptr ? *value : fallback;

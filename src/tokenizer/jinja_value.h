@@ -43,6 +43,8 @@ class Value {
     std::shared_ptr<Dict> attributes;
   };
 
+  // Implicit, so that filters and methods return what they computed.
+  // NOLINTBEGIN(google-explicit-constructor)
   Value() : data_(Undefined{}) {}
   Value(None) : data_(None{}) {}
   Value(Undefined undefined) : data_(std::move(undefined)) {}
@@ -56,6 +58,7 @@ class Value {
   Value(Tuple tuple) : data_(std::move(tuple)) {}
   Value(Namespace space) : data_(std::move(space)) {}
   Value(std::shared_ptr<Function> function) : data_(std::move(function)) {}
+  // NOLINTEND(google-explicit-constructor)
   static Value from_json(const nlohmann::ordered_json& json);
 
   template <typename T>
@@ -114,7 +117,7 @@ struct Arguments {
   Dict named;
 
   // Argument `index`, or the one named `name`, or `fallback`.
-  Value get(size_t index, const char* name, Value fallback = Value()) const;
+  Value get(size_t index, const char* name, const Value& fallback = Value()) const;
 };
 
 // The code points of a UTF-8 string, one string each; a broken byte is one by itself.

@@ -12,10 +12,10 @@ Status wrong_type(const std::string& where, const char* key, const char* expecte
 }  // namespace
 
 const json& json_member(const json& object, const char* key) {
-  static const json kNull;
-  if (!object.is_object()) return kNull;
+  static const json null;
+  if (!object.is_object()) return null;
   const auto found = object.find(key);
-  return found == object.end() ? kNull : *found;
+  return found == object.end() ? null : *found;
 }
 
 StatusOr<std::string> string_field(const json& object, const char* key, const std::string& where) {

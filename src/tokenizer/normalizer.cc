@@ -77,19 +77,19 @@ Status append_steps(const json& value, const std::string& where, int depth,
   } else if (type == "NFKD") {
     add(unicode_form(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT));
   } else if (type == "Lowercase") {
-    add([](std::string text) -> StatusOr<std::string> { return lowercase(text); });
+    add([](const std::string& text) -> StatusOr<std::string> { return lowercase(text); });
   } else if (type == "Prepend") {
     ONEPASS_ASSIGN_OR_RETURN(const std::string prefix, string_field(value, "prepend", where));
-    add([prefix](std::string text) -> StatusOr<std::string> { return text.empty() ? text : prefix + text; });
+    add([prefix](const std::string& text) -> StatusOr<std::string> { return text.empty() ? text : prefix + text; });
   } else if (type == "Replace") {
     ONEPASS_ASSIGN_OR_RETURN(const Pattern pattern,
                              Pattern::from_json(json_member(value, "pattern"), where + ": pattern"));
     ONEPASS_ASSIGN_OR_RETURN(const std::string content, string_field(value, "content", where));
-    add([pattern, content](std::string text) { return pattern.replace(text, content); });
+    add([pattern, content](const std::string& text) { return pattern.replace(text, content); });
   } else if (type == "Strip") {
     ONEPASS_ASSIGN_OR_RETURN(const bool left, bool_field(value, "strip_left", where, true));
     ONEPASS_ASSIGN_OR_RETURN(const bool right, bool_field(value, "strip_right", where, true));
-    add([left, right](std::string text) -> StatusOr<std::string> { return strip(text, left, right); });
+    add([left, right](const std::string& text) -> StatusOr<std::string> { return strip(text, left, right); });
   } else {
     return unimplemented(
         where, ": type: expected Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace or Strip, found \"", type,

@@ -95,8 +95,7 @@ StatusOr<Regex> Regex::compile(std::string_view pattern) {
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get());
   if (code == nullptr) return invalid_argument("regular expression '", pattern, "': ", error_text(error));
-  std::shared_ptr<const void> owner(
-      code, [](const void* c) { pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(c))); });
+  std::shared_ptr<const void> owner(code, [code](const void*) { pcre2_code_free(code); });
   // Without native code (a machine that forbids it) the interpreter serves.
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
   return Regex(std::move(owner));
