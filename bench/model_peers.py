@@ -18,6 +18,7 @@ import time
 
 import llama_cpp
 
+KV_TYPES = {"f16": 1, "bf16": 30}  # ggml_type; the Python module names not all of them
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -34,7 +35,7 @@ class LlamaCpp:
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = {"bf16": llama_cpp.GGML_TYPE_BF16, "f16": llama_cpp.GGML_TYPE_F16}[kv_type]
+        params.type_k = params.type_v = KV_TYPES[kv_type]
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.model or not self.context:
             raise SystemExit(f"llama.cpp cannot load {path}")
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--kv-type", choices=["bf16", "f16"], default="f16", help="llama.cpp's K and V; f16 is its default"
+        "--kv-type", choices=KV_TYPES, default="f16", help="llama.cpp's K and V; f16 is its default"
     )
     args = parser.parse_args()
     peer = LlamaCpp(args.model / "model.gguf", args.threads, args.input_len + args.output_len + 64, args.kv_type)

@@ -112,29 +112,29 @@ void run_linear(const LinearParams& p, LinearWorkspace& workspace, const Stream&
   if (p.num_rows == 0) return;
   const WeightMatrix& w = *p.weight;
   const cpu::LinearKernels& kernels = cpu::linear_kernels(stream.isa);
-  const auto kernel = w.dtype() == DType::kF32 ? kernels.f32 : w.dtype() == DType::kF16 ? kernels.f16 : kernels.bf16;
+  const cpu::LinearKernel& kernel = w.dtype() == DType::kF32   ? kernels.f32
+                                    : w.dtype() == DType::kF16 ? kernels.f16
+                                                               : kernels.bf16;
   const bool to_bf16 = w.dtype() == DType::kBF16 && kernels.bf16_rounds_x;
   const PackedX x = pack_x(p, to_bf16, cpu::row_kernels(stream.isa), workspace, stream);
   const int64_t cols = w.cols(), block_cols = column_block(to_bf16);
   const int64_t element = static_cast<int64_t>(size_of(w.dtype()));
   const std::vector<OutputBlock> blocks = output_blocks(w);
 
-  const auto multiply = [&](const OutputBlock& block, int64_t first_output, int64_t outputs, int64_t row, int64_t rows,
-                            int64_t col, float* sums) {
-    const std::byte* const w_rows =
-        static_cast<const std::byte*>(block.slice->data) + (block.slice_row + first_output) * cols * element;
-    kernel({.x = x.data + (row * x.row_stride + col) * x.element_size,
-            .x_row_stride = x.row_stride,
-            .rows = rows,
-            .w = w_rows + col * element,
-            .w_row_stride = cols,
-            .outputs = outputs,
-            .cols = std::min(block_cols, cols - col),
-            .sums = sums + first_output,
-            .sums_stride = kOutputBlock,
-            .first = col == 0,
-            // With few rows, weights are read once, group after group: the next group follows in memory.
-            .ahead = rows <= kernels.max_rows ? w_rows + (outputs * cols + outputs * col) * element : nullptr});
+  // All columns of the block's outputs, from `col` on.
+  const auto arguments = [&](const OutputBlock& block, int64_t row, int64_t rows, int64_t col, float* sums) {
+    return cpu::LinearTileArgs{
+        .x = x.data + (row * x.row_stride + col) * x.element_size,
+        .x_row_stride = x.row_stride,
+        .rows = rows,
+        .w = static_cast<const std::byte*>(block.slice->data) + (block.slice_row * cols + col) * element,
+        .w_row_stride = cols,
+        .outputs = block.count,
+        .cols = cols - col,
+        .block_cols = block_cols,
+        .sums = sums,
+        .sums_stride = kOutputBlock,
+        .first = col == 0};
   };
   stream.pool->parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end, int) {
     alignas(64) float sums[kRowBlock * kOutputBlock];
@@ -143,15 +143,13 @@ void run_linear(const LinearParams& p, LinearWorkspace& workspace, const Stream&
       for (int64_t row = 0; row < p.num_rows; row += kRowBlock) {
         const int64_t rows = std::min(kRowBlock, p.num_rows - row);
         if (rows <= kernels.max_rows) {
-          // Every weight is used once: read whole rows of them, in the order of memory.
-          constexpr int64_t kGroup = 4;
-          for (int64_t output = 0; output < block.count; output += kGroup) {
-            for (int64_t col = 0; col < cols; col += block_cols) {
-              multiply(block, output, std::min(kGroup, block.count - output), row, rows, col, sums);
-            }
-          }
+          kernel.stream(arguments(block, row, rows, 0, sums));
         } else {
-          for (int64_t col = 0; col < cols; col += block_cols) multiply(block, 0, block.count, row, rows, col, sums);
+          for (int64_t col = 0; col < cols; col += block_cols) {
+            cpu::LinearTileArgs tile = arguments(block, row, rows, col, sums);
+            tile.cols = std::min(block_cols, cols - col);
+            kernel.tile(tile);
+          }
         }
         store_outputs(p, block, row, rows, sums);
       }

@@ -5,10 +5,10 @@
 
 namespace onepass::cpu {
 
-// One tile of a matrix product y = x W^T over one block of columns: sums[row * sums_stride + output] (+)= x[row] .
-// w[output]. `w` are rows of a weight as stored (fp32, fp16 or bf16), `x` rows of activations: bf16 where bf16_rounds_x
-// says so, float32 otherwise. A dot product runs in the lanes of one vector, is added up over the lanes at the block's
-// end, and blocks are added one after the other: the same order of additions whatever the tile's shape.
+// A part of a matrix product y = x W^T: sums[row * sums_stride + output] (+)= x[row] . w[output]. `w` are rows of a
+// weight as stored (fp32, fp16 or bf16), `x` rows of activations: bf16 where bf16_rounds_x says so, float32 otherwise.
+// A dot product runs in the lanes of one vector, is added up over the lanes at the end of each block of columns, and
+// blocks are added one after the other: the same order of additions whatever the shape.
 struct LinearTileArgs {
   const void* x = nullptr;
   int64_t x_row_stride = 0;  // in elements of x
@@ -16,21 +16,25 @@ struct LinearTileArgs {
   const void* w = nullptr;
   int64_t w_row_stride = 0;  // in elements of w
   int64_t outputs = 0;
-  int64_t cols = 0;  // of this block
+  int64_t cols = 0;
+  int64_t block_cols = 0;  // of `stream`, which takes whole rows; `tile` takes one block
   float* sums = nullptr;
   int64_t sums_stride = 0;
   bool first = false;  // sums = instead of sums +=
-  // Memory to be asked for ahead, in its own order, as much as this tile reads: what the next tile will read; null:
-  // none.
-  const void* ahead = nullptr;
+};
+
+// For weights of one dtype.
+struct LinearKernel {
+  // Any number of rows, one block of columns: weights are used many times while they are in a cache.
+  void (*tile)(const LinearTileArgs&);
+  // At most max_rows rows, all columns: weights are used once, in the order of memory.
+  void (*stream)(const LinearTileArgs&);
 };
 
 struct LinearKernels {
-  void (*f32)(const LinearTileArgs&);
-  void (*f16)(const LinearTileArgs&);
-  void (*bf16)(const LinearTileArgs&);
+  LinearKernel f32, f16, bf16;
   bool bf16_rounds_x;  // bf16 dot products: the bf16 kernel takes activations rounded to bf16
-  int max_rows;        // activation rows of one register tile: calls with at most so many rows read w once
+  int max_rows;        // of `stream`
 };
 
 // Element-wise work on one row.
