@@ -13,6 +13,7 @@
 namespace onepass {
 namespace {
 
+using cpu::FlashAhead;
 using cpu::FlashItem;
 using cpu::FlashKernels;
 using cpu::kMaxTileRows;
@@ -104,6 +105,19 @@ class KeyRows {
   const std::byte* v_;
 };
 
+// Rows of `bytes` that lie one after the other as one run.
+void append_runs(const void* const* rows, int count, int64_t bytes, FlashAhead::Run* runs, int& num_runs) {
+  const int first = num_runs;
+  for (int i = 0; i < count; ++i) {
+    const char* const row = static_cast<const char*>(rows[i]);
+    if (num_runs > first && runs[num_runs - 1].begin + runs[num_runs - 1].bytes == row) {
+      runs[num_runs - 1].bytes += bytes;
+    } else {
+      runs[num_runs++] = {row, bytes};
+    }
+  }
+}
+
 class FlashAttention {
  public:
   FlashAttention(const AttentionParams& params, FlashAttentionWorkspace& workspace, const Stream& stream)
@@ -160,15 +174,17 @@ class FlashAttention {
     }
   }
 
-  // Copies of rows that are not whole vectors long.
-  void stage(const void** rows, int count, int head_dim, int padded_dim, float* staged) const {
+  // Copies of rows that are not whole vectors long; returns where they lie, in `staged_rows`.
+  const void* const* stage(const void* const* rows, int64_t offset, int count, int head_dim, int padded_dim,
+                           float* staged, const void** staged_rows) const {
     const int64_t element = static_cast<int64_t>(size_of(p_.kv_dtype));
     std::byte* to = reinterpret_cast<std::byte*>(staged);
     for (int i = 0; i < count; ++i, to += padded_dim * element) {
-      std::memcpy(to, rows[i], head_dim * element);
+      std::memcpy(to, static_cast<const std::byte*>(rows[i]) + offset, head_dim * element);
       std::memset(to + head_dim * element, 0, (padded_dim - head_dim) * element);
-      rows[i] = to;
+      staged_rows[i] = to;
     }
+    return staged_rows;
   }
 
   void compute(const FlashItem& item, int thread) {
@@ -217,49 +233,65 @@ class FlashAttention {
     const int keys = tile_keys(item);
     const void* k[2][kMaxKeys];  // of the first KV head, this tile and the next
     const void* v[2][kMaxKeys];
-    const void* head_k[kMaxKeys];
-    const void* head_v[kMaxKeys];
+    const void* staged_k[kMaxKeys];
+    const void* staged_v[kMaxKeys];
     int32_t first[kMaxTileRows], last[kMaxTileRows];
     const auto count_from = [&](int64_t begin) {
       return static_cast<int>(std::clamp<int64_t>(item.key_end - begin, 0, keys));
     };
+    FlashAhead::Run runs[2 * kMaxKeys];
     int current = 0;
     key_rows.locate(item.key_begin, count_from(item.key_begin), k[0], v[0]);
     for (int64_t begin = item.key_begin; begin < item.key_end; begin += keys) {
       const int count = count_from(begin), next_count = count_from(begin + count);
       key_rows.locate(begin + count, next_count, k[1 - current], v[1 - current]);
+      const int64_t k_bytes = ((item.heads - 1) * p_.k_head_stride + p_.head_dim) * element;
+      const int64_t v_bytes = ((item.heads - 1) * p_.v_head_stride + p_.head_dim_v) * element;
+      int num_runs = 0;
+      append_runs(k[1 - current], next_count, k_bytes, runs, num_runs);
+      append_runs(v[1 - current], next_count, v_bytes, runs, num_runs);
+      int64_t lines = 0;
+      for (int run = 0; run < num_runs; ++run) lines += (runs[run].bytes + 63) / 64;
+      FlashAhead ahead{.run = runs, .end = runs + num_runs, .next = nullptr, .lines = 0};
+      if (num_runs > 0) {
+        ahead.next = runs[0].begin;
+        ahead.lines = static_cast<int>((runs[0].bytes + 63) / 64);
+      }
       for (int r = 0; r < item.rows; ++r) {
         first[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r].first - begin, -kLimit, kLimit));
         last[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r].last - begin, -kLimit, kLimit));
       }
       for (int head = 0; head < item.heads; ++head) {
-        for (int i = 0; i < count; ++i) {
-          head_k[i] = static_cast<const std::byte*>(k[current][i]) + head * p_.k_head_stride * element;
-          head_v[i] = static_cast<const std::byte*>(v[current][i]) + head * p_.v_head_stride * element;
+        int64_t k_offset = head * p_.k_head_stride * element, v_offset = head * p_.v_head_stride * element;
+        const void* const* k_rows = k[current];
+        const void* const* v_rows = v[current];
+        if (p_.head_dim != head_dim_) {
+          k_rows = stage(k_rows, k_offset, count, p_.head_dim, head_dim_, scratch.staged_k, staged_k);
+          k_offset = 0;
         }
-        if (p_.head_dim != head_dim_) stage(head_k, count, p_.head_dim, head_dim_, scratch.staged_k);
-        if (p_.head_dim_v != head_dim_v_) stage(head_v, count, p_.head_dim_v, head_dim_v_, scratch.staged_v);
+        if (p_.head_dim_v != head_dim_v_) {
+          v_rows = stage(v_rows, v_offset, count, p_.head_dim_v, head_dim_v_, scratch.staged_v, staged_v);
+          v_offset = 0;
+        }
         cpu::FlashRows head_rows = rows;
         head_rows.q = static_cast<const std::byte*>(rows.q) +
                       int64_t{head} * rows.rows * head_dim_ * (kernels_.q_is_bf16 ? 2 : 4);
         head_rows.o += head * rows.rows * head_dim_v_;
         head_rows.max += head * rows.rows;
         head_rows.sum += head * rows.rows;
-        // Each head asks for its share of the next tile's tokens, in all heads: whole rows of the pool.
-        const int share_begin = next_count * head / item.heads, share_end = next_count * (head + 1) / item.heads;
         const float score_scale = p_.softmax_scale * scale_of(p_.q_descale, item, item.head_kv + head) *
                                   scale_of(p_.k_descale, item, item.head_kv + head);
         kernels_.absorb(head_rows,
                         {.count = count,
-                         .k = head_k,
-                         .v = head_v,
+                         .k = k_rows,
+                         .v = v_rows,
+                         .k_offset = k_offset,
+                         .v_offset = v_offset,
                          .first = first,
                          .last = last,
-                         .next_k = k[1 - current] + share_begin,
-                         .next_v = v[1 - current] + share_begin,
-                         .next_count = share_end - share_begin,
-                         .k_bytes = static_cast<int>(((item.heads - 1) * p_.k_head_stride + p_.head_dim) * element),
-                         .v_bytes = static_cast<int>(((item.heads - 1) * p_.v_head_stride + p_.head_dim_v) * element),
+                         .ahead = &ahead,
+                         // Each head asks for its share of the next tile, in the order of memory.
+                         .ahead_lines = static_cast<int>(lines * (head + 1) / item.heads - lines * head / item.heads),
                          .scale = p_.softcap > 0.0f ? score_scale / p_.softcap : score_scale * kLog2e,
                          .softcap = p_.softcap * kLog2e,
                          .scratch = scratch.tile});

@@ -9,6 +9,19 @@ namespace onepass::cpu {
 // cycles, which few rows do not pay back, and memory waits meanwhile.
 inline constexpr int kMaxDirectRows = 12;
 
+// Memory to be asked for ahead, cache line by cache line in the order of the runs: the K and V of the tile to come. The
+// kernels move on in it while they work on the tile before.
+struct FlashAhead {
+  struct Run {
+    const char* begin;
+    int64_t bytes;
+  };
+  const Run* run = nullptr;  // the current one ...
+  const Run* end = nullptr;
+  const char* next = nullptr;  // ... and what comes next in it, and how much
+  int lines = 0;
+};
+
 // A tile of query rows: every row is one query token and head, and all share one KV head. Rows past `rows` of a block
 // of kRowBlock are not read.
 struct FlashRows {
@@ -24,17 +37,15 @@ struct FlashRows {
 // One tile of keys and values for them.
 struct FlashKeys {
   int count = 0;                   // at most kMaxKeys of the kernels
-  const void* const* k = nullptr;  // [count] rows of head_dim
-  const void* const* v = nullptr;  // [count] rows of head_dim_v
+  const void* const* k = nullptr;  // [count] rows of head_dim, each k_offset bytes further on
+  const void* const* v = nullptr;  // [count] rows of head_dim_v, each v_offset bytes further on
+  int64_t k_offset = 0;
+  int64_t v_offset = 0;
   const int32_t* first =
       nullptr;                    // [rows of the tile]: the keys that the row sees, relative to this tile: first..last,
   const int32_t* last = nullptr;  //   which may lie outside 0..count-1 or be empty
-  // Rows of K and V to be asked for ahead, of k_bytes and v_bytes each.
-  const void* const* next_k = nullptr;
-  const void* const* next_v = nullptr;
-  int next_count = 0;
-  int k_bytes = 0;
-  int v_bytes = 0;
+  FlashAhead* ahead = nullptr;
+  int ahead_lines = 0;      // of `ahead`, to be asked for during this call
   float scale = 1.0f;       // of the scores, times log2(e); with a soft cap: of the scores over the cap
   float softcap = 0.0f;     // times log2(e); 0: none
   void* scratch = nullptr;  // scratch_bytes(head_dim, head_dim_v)
