@@ -82,7 +82,7 @@ def main() -> None:
         f"{median(o['fp32_fma_gflop_per_s'] for o in ours):.0f} GFLOP/s fp32, "
         f"{median(o['bf16_dot_gflop_per_s'] for o in ours):.0f} GFLOP/s bf16 dot"
     )
-    print(f"{'causal, caches cold':24} {'ms':>9} {'of peak':>8} {'of DRAM':>8} {'torch ms':>9} {'ratio':>7}")
+    print(f"{'causal, caches cold':24} {'ms':>9} {'of peak':>8} {'of read':>8} {'torch ms':>9} {'ratio':>7}")
     for i, shape in enumerate(shapes):
         runs = [o["shapes"][i] for o in ours]
         ms, peer = median(r["ms"] for r in runs), median(t[i] for t in theirs)

@@ -105,16 +105,13 @@ class KeyRows {
   const std::byte* v_;
 };
 
-// Rows of `bytes` that lie one after the other as one run.
+// The cache lines of rows of `bytes`; rows that lie one after the other are one run.
 void append_runs(const void* const* rows, int count, int64_t bytes, FlashAhead::Run* runs, int& num_runs) {
-  const int first = num_runs;
-  for (int i = 0; i < count; ++i) {
-    const char* const row = static_cast<const char*>(rows[i]);
-    if (num_runs > first && runs[num_runs - 1].begin + runs[num_runs - 1].bytes == row) {
-      runs[num_runs - 1].bytes += bytes;
-    } else {
-      runs[num_runs++] = {row, bytes};
-    }
+  for (int i = 0; i < count;) {
+    const char* const begin = static_cast<const char*>(rows[i]);
+    int64_t size = bytes;
+    for (++i; i < count && rows[i] == begin + size; ++i) size += bytes;
+    runs[num_runs++] = {begin, static_cast<int>((size + 63) / 64)};
   }
 }
 
@@ -251,12 +248,8 @@ class FlashAttention {
       append_runs(k[1 - current], next_count, k_bytes, runs, num_runs);
       append_runs(v[1 - current], next_count, v_bytes, runs, num_runs);
       int64_t lines = 0;
-      for (int run = 0; run < num_runs; ++run) lines += (runs[run].bytes + 63) / 64;
-      FlashAhead ahead{.run = runs, .end = runs + num_runs, .next = nullptr, .lines = 0};
-      if (num_runs > 0) {
-        ahead.next = runs[0].begin;
-        ahead.lines = static_cast<int>((runs[0].bytes + 63) / 64);
-      }
+      for (int run = 0; run < num_runs; ++run) lines += runs[run].lines;
+      FlashAhead ahead{.end = runs + num_runs, .cursors = {{runs, 0}, {runs, 0}, {runs, 0}}};
       for (int r = 0; r < item.rows; ++r) {
         first[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r].first - begin, -kLimit, kLimit));
         last[r] = static_cast<int32_t>(std::clamp<int64_t>(visible[r].last - begin, -kLimit, kLimit));

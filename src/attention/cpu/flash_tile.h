@@ -14,12 +14,15 @@ inline constexpr int kMaxDirectRows = 12;
 struct FlashAhead {
   struct Run {
     const char* begin;
-    int64_t bytes;
+    int lines;  // at least 1
   };
-  const Run* run = nullptr;  // the current one ...
+  struct Cursor {
+    const Run* run;
+    int line;  // of the run
+  };
   const Run* end = nullptr;
-  const char* next = nullptr;  // ... and what comes next in it, and how much
-  int lines = 0;
+  Cursor cursors[3];  // the first is the furthest ahead
+  bool started = false;
 };
 
 // A tile of query rows: every row is one query token and head, and all share one KV head. Rows past `rows` of a block

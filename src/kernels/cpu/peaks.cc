@@ -47,6 +47,14 @@ double measure_dram_read_bandwidth(const Stream& stream) {
   return static_cast<double>(share) * threads / seconds * 1e-9;
 }
 
+double seconds_to_read(const void* data, int64_t bytes, const Stream& stream) {
+  const int64_t share = bytes / stream.pool->num_threads() / 64 * 64;
+  std::atomic<uint64_t> sink{0};
+  return best_seconds(stream, 1, [&](int thread) {
+    sink += cpu::peak_kernels(stream.isa).read(static_cast<const char*>(data) + thread * share, share);
+  });
+}
+
 double measure_fp32_fma_peak(const Stream& stream) {
   return arithmetic_peak(stream, cpu::peak_kernels(stream.isa).fp32_fma);
 }

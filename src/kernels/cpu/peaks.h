@@ -9,6 +9,10 @@ namespace onepass {
 // best of several passes with software prefetch. 0 when the memory cannot be had.
 double measure_dram_read_bandwidth(const Stream& stream);
 
+// Seconds that all threads take to read `bytes` at `data`, a contiguous share each: the floor of a kernel that must
+// read them, to be measured in turns with it where the machine's speed drifts.
+double seconds_to_read(const void* data, int64_t bytes, const Stream& stream);
+
 // GFLOP/s of independent fused multiply-adds in registers, on all threads, with the stream's instruction set.
 double measure_fp32_fma_peak(const Stream& stream);
 
