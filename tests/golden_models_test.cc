@@ -204,5 +204,31 @@ TEST_P(GoldenModel, AgreesWithItselfHoweverItIsComputed) {
   EXPECT_LE(largest_difference(logits(*make(reference), {1 << 20}), expected), bound) << "reference attention";
 }
 
+// The same bits in chunks, with any page size and number of threads, and beside another sequence.
+TEST_P(GoldenModel, IsTheSameBitForBitWhenDeterministic) {
+  std::mt19937 random(2);
+  const auto draw = [&](int n) { return 1 + static_cast<int>(random() % n); };
+  ModelRunnerOptions exact = options();
+  exact.deterministic = true;
+  exact.max_requests = 2;
+  const std::vector<float> expected = logits(*make(exact), {1 << 20});
+  EXPECT_LE(largest_difference(expected, expected_),
+            has_float32_weights() ? 1e-4f * largest(expected_) : largest_difference(native_, expected_));
+  for (int page_size : {1, 16, 256}) {
+    exact.page_size = page_size;
+    exact.num_threads = draw(3);
+    auto engine = make(exact);
+    EXPECT_TRUE(logits(*engine, {draw(30), draw(30), 1}) == expected) << "pages of " << page_size;
+    Sequence first = *engine->open(), second = *engine->open();
+    first.tokens = second.tokens = input_ids_;
+    const int count = static_cast<int>(input_ids_.size());
+    second.tokens.resize(draw(count));
+    const Engine::Work work[] = {{&second, second.num_pending(), 1}, {&first, count, count}};
+    const auto both = engine->step(work);
+    ASSERT_TRUE(both.ok()) << both.status();
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), both->begin() + vocab_size_)) << "in a batch";
+  }
+}
+
 }  // namespace
 }  // namespace onepass

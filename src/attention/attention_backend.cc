@@ -39,21 +39,20 @@ StatusOr<AttentionKind> parse_attention_kind(std::string_view name) {
   return invalid_argument("attention: expected flash or reference, found \"", name, "\"");
 }
 
-StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(AttentionKind kind, const AttentionLimits& limits,
-                                                                   KvPool& pool, const RequestTable& table,
-                                                                   const Stream& stream) {
+StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(const AttentionOptions& options, KvPool& pool,
+                                                                   const RequestTable& table, const Stream& stream) {
   if (stream.device.kind != DeviceKind::kCpu) {
     return unimplemented("attention: expected device cpu, found ", to_string(stream.device.kind));
   }
   std::unique_ptr<AttentionBackend> backend;
-  if (kind == AttentionKind::kFlash) {
+  if (options.kind == AttentionKind::kFlash) {
     ONEPASS_RETURN_IF_ERROR(flash_attention_cpu_supports({.num_heads = 1,
                                                           .num_heads_kv = 1,
                                                           .head_dim = pool.config().head_dim,
                                                           .head_dim_v = pool.config().head_dim_v}));
-    backend = std::make_unique<FlashAttentionBackend>(limits, pool, table);
+    backend = std::make_unique<FlashAttentionBackend>(options, pool, table);
   } else {
-    backend = std::make_unique<ReferenceAttentionBackend>(limits, pool, table);
+    backend = std::make_unique<ReferenceAttentionBackend>(options, pool, table);
   }
   return backend;
 }

@@ -58,12 +58,6 @@ struct AttentionInputs {
   int64_t out_row_stride = 0;
 };
 
-// The largest step that will be planned.
-struct AttentionLimits {
-  int max_requests = 0;
-  int max_tokens = 0;
-};
-
 // Used by one thread at a time (the engine's).
 class AttentionBackend {
  public:
@@ -79,13 +73,21 @@ class AttentionBackend {
 
 enum class AttentionKind { kFlash, kReference };
 
+struct AttentionOptions {
+  AttentionKind kind = AttentionKind::kFlash;
+  // The largest step that will be planned.
+  int max_requests = 0;
+  int max_tokens = 0;
+  // A token's result follows from its request's tokens alone, bit for bit (AttentionParams::batch_invariant).
+  bool batch_invariant = false;
+};
+
 // "flash" or "reference".
 StatusOr<AttentionKind> parse_attention_kind(std::string_view name);
 
 // `pool` and `table` must outlive the backend. An error names what the backend does not support (a head dimension,
 // say).
-StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(AttentionKind kind, const AttentionLimits& limits,
-                                                                   KvPool& pool, const RequestTable& table,
-                                                                   const Stream& stream);
+StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(const AttentionOptions& options, KvPool& pool,
+                                                                   const RequestTable& table, const Stream& stream);
 
 }  // namespace onepass

@@ -39,6 +39,9 @@ Status validate(const AttentionParams& p) {
   if (!(p.softcap >= 0.0f)) return invalid_argument("attention: softcap: expected at least 0, found ", p.softcap);
   if (p.num_splits < 0) return invalid_argument("attention: num_splits: expected at least 0, found ", p.num_splits);
   if (p.split_size < 0) return invalid_argument("attention: split_size: expected at least 0, found ", p.split_size);
+  if (p.batch_invariant && p.split_size == 0) {
+    return invalid_argument("attention: batch_invariant: expected a split_size, found 0");
+  }
   return ok_status();
 }
 

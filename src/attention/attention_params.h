@@ -82,6 +82,10 @@ struct AttentionParams {
   // cuts every split_size keys instead, so that a result does not depend on the rest of the batch.
   int num_splits = 0;
   int split_size = 0;
+
+  // Each row's result follows, bit for bit, from its own query, its keys and split_size: whatever the batch, the chunk
+  // of a prompt that the row is computed in, or the number of threads. Takes a split_size; prefill is slower.
+  bool batch_invariant = false;
 };
 
 // What every kernel asks of its parameters (sizes positive, dimensions and dtypes known, pointers present); the status

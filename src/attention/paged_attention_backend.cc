@@ -6,19 +6,26 @@
 #include "kernels/kv_store.h"
 
 namespace onepass {
+namespace {
 
-PagedAttentionBackend::PagedAttentionBackend(const AttentionLimits& limits, KvPool& pool, const RequestTable& table)
-    : limits_(limits),
+// Keys of a part where results must not depend on how many parts the threads would like: a lone decode at 8,192 keys is
+// eight of them.
+constexpr int kInvariantSplit = 1024;
+
+}  // namespace
+
+PagedAttentionBackend::PagedAttentionBackend(const AttentionOptions& options, KvPool& pool, const RequestTable& table)
+    : options_(options),
       pool_(pool),
       table_(table),
-      cu_seqlens_q_(limits.max_requests + 1),
-      cache_seqlens_(limits.max_requests),
-      page_table_(static_cast<size_t>(limits.max_requests) * table.max_pages_per_request(), RequestTable::kNoPage),
-      out_cache_loc_(limits.max_tokens) {}
+      cu_seqlens_q_(options.max_requests + 1),
+      cache_seqlens_(options.max_requests),
+      page_table_(static_cast<size_t>(options.max_requests) * table.max_pages_per_request(), RequestTable::kNoPage),
+      out_cache_loc_(options.max_tokens) {}
 
 void PagedAttentionBackend::plan(const AttentionBatch& batch, const Stream&) {
-  ONEPASS_CHECK_LE(batch.num_requests, limits_.max_requests);
-  ONEPASS_CHECK_LE(batch.num_tokens, limits_.max_tokens);
+  ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
+  ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
   num_requests_ = batch.num_requests;
   num_tokens_ = batch.num_tokens;
   max_seqlen_q_ = batch.max_seqlen_q;
@@ -85,7 +92,9 @@ void PagedAttentionBackend::run(const AttentionLayer& layer, const AttentionInpu
           .window_left = layer.window_left,
           .attention_chunk = layer.attention_chunk,
           .softcap = layer.softcap,
-          .sinks = layer.sinks},
+          .sinks = layer.sinks,
+          .split_size = options_.batch_invariant ? kInvariantSplit : 0,
+          .batch_invariant = options_.batch_invariant},
          stream);
 }
 

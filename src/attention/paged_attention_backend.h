@@ -11,7 +11,7 @@ namespace onepass {
 
 class PagedAttentionBackend : public AttentionBackend {
  public:
-  PagedAttentionBackend(const AttentionLimits& limits, KvPool& pool, const RequestTable& table);
+  PagedAttentionBackend(const AttentionOptions& options, KvPool& pool, const RequestTable& table);
 
   void plan(const AttentionBatch& batch, const Stream& stream) final;
   void run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) final;
@@ -20,7 +20,7 @@ class PagedAttentionBackend : public AttentionBackend {
   virtual void attend(const AttentionParams& params, const Stream& stream) = 0;
 
  private:
-  const AttentionLimits limits_;
+  const AttentionOptions options_;
   KvPool& pool_;
   const RequestTable& table_;
 

@@ -9,6 +9,8 @@ void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--device", device_, "where to run: cpu")->capture_default_str();
   app.add_option("--attention", attention_, "attention backend: flash, or reference (slow, float64)")
       ->capture_default_str();
+  app.add_flag("--deterministic", deterministic_,
+               "the same bits whatever the chunks, page size and number of threads; slower prefill");
   app.add_option("--page-size", page_size_, "tokens in a page of the KV cache, 1 to 256")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
@@ -38,6 +40,7 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   if (kv_dtype_ != "auto") {
     ONEPASS_ASSIGN_OR_RETURN(options.kv_dtype, parse_float_dtype(kv_dtype_));
   }
+  options.deterministic = deterministic_;
   options.page_size = page_size_;
   options.num_threads = num_threads_;
   options.context_length = context_length_;

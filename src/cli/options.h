@@ -26,6 +26,7 @@ class EngineOptions {
   std::string attention_ = "flash";
   std::string kv_dtype_ = "auto";
   std::string isa_ = "auto";
+  bool deterministic_ = false;
   int page_size_ = 64;
   int num_threads_ = 0;
   int context_length_ = 0;

@@ -43,10 +43,12 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
   RequestTable table(options.max_requests, static_cast<int>(pages(options.context_length)));
   std::unique_ptr<ModelRunner> runner(
       new ModelRunner(options, std::move(threads), std::move(decoder), std::move(pool), std::move(table)));
-  ONEPASS_ASSIGN_OR_RETURN(runner->backend_, make_attention_backend(options.attention,
-                                                                    {.max_requests = options.max_requests,
-                                                                     .max_tokens = options.max_tokens_per_step},
-                                                                    runner->pool_, runner->table_, runner->stream_));
+  const AttentionOptions attention{.kind = options.attention,
+                                   .max_requests = options.max_requests,
+                                   .max_tokens = options.max_tokens_per_step,
+                                   .batch_invariant = options.deterministic};
+  ONEPASS_ASSIGN_OR_RETURN(runner->backend_,
+                           make_attention_backend(attention, runner->pool_, runner->table_, runner->stream_));
   ONEPASS_ASSIGN_OR_RETURN(runner->workspace_, DecoderWorkspace::create(config, options.max_tokens_per_step));
   ONEPASS_ASSIGN_OR_RETURN(runner->logits_, Buffer::allocate(static_cast<size_t>(options.max_outputs_per_step) *
                                                              config.vocab_size * sizeof(float)));

@@ -197,6 +197,7 @@ class FlashAttention {
     load_queries(item, scratch.q);
     absorb_keys(item,
                 {.rows = item.rows,
+                 .direct = item.direct,
                  .head_dim = head_dim_,
                  .head_dim_v = head_dim_v_,
                  .q = scratch.q,

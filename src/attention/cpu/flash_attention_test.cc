@@ -180,6 +180,72 @@ TEST(FlashAttentionCpu, AFixedSplitSizeDoesNotDependOnThreadsOrTheRestOfTheBatch
   }
 }
 
+// Tokens first .. last-1 of one request of a causal problem, as a later step would bring them.
+AttentionParams part_of(const AttentionProblem& problem, int request, int first, int last, int32_t (&lengths)[3]) {
+  AttentionParams p = problem.params();
+  const int64_t token = p.cu_seqlens_q[request] + first;
+  const int missing = problem.spec().seqlens_q[request] - last;
+  p.q = static_cast<const std::byte*>(p.q) + token * p.q_row_stride * static_cast<int64_t>(size_of(p.q_dtype));
+  p.out = static_cast<std::byte*>(p.out) + token * p.out_row_stride * static_cast<int64_t>(size_of(p.out_dtype));
+  p.softmax_lse = nullptr;
+  p.batch = 1;
+  p.total_q = p.max_seqlen_q = last - first;
+  lengths[0] = 0;
+  lengths[1] = last - first;
+  lengths[2] = p.cache_seqlens[request] - missing;
+  p.cu_seqlens_q = lengths;
+  p.cache_seqlens = lengths + 2;
+  if (p.cu_seqlens_k != nullptr) p.cu_seqlens_k += request;
+  if (p.page_table != nullptr) p.page_table += request * p.page_table_stride;
+  for (const float** scale : {&p.q_descale, &p.k_descale, &p.v_descale}) {
+    if (*scale != nullptr) *scale += request * p.num_heads_kv;
+  }
+  return p;
+}
+
+// Bit for bit: a prompt in one piece, in a batch with others, or in chunks of any size on any number of threads.
+TEST(FlashAttentionCpu, BatchInvariantRowsDoNotDependOnWhatTheyAreComputedWith) {
+  std::mt19937_64 rng(99);
+  const DType dtypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+  for (int round = 0; round < 24; ++round) {
+    AttentionSpec spec = random_attention_spec(rng, kHeadDims, 400);
+    spec.kv_dtype = dtypes[rng() % 3];
+    spec.causal = true;
+    spec.window_right = -1;
+    spec.num_splits = 0;
+    spec.split_size = 16 << (rng() % 5);
+    SCOPED_TRACE(to_string(spec));
+    AttentionProblem problem(spec);
+    const AttentionResult expected = problem.run_reference();
+    for (CpuIsa isa : supported_cpu_isas()) {
+      SCOPED_TRACE(to_string(isa));
+      FlashAttentionWorkspace workspace;
+      const auto run = [&](AttentionParams params) {
+        params.batch_invariant = true;
+        ThreadPool pool(1 + static_cast<int>(rng() % 3));
+        flash_attention_cpu(params, workspace, {.pool = &pool, .isa = isa});
+      };
+      problem.clear_output();
+      run(problem.params());
+      const AttentionResult whole = problem.result();
+      const AttentionDifference error = compare(whole, expected);
+      ASSERT_LE(error.max_out, 0.1) << error.worst;  // close; the other tests say how close
+      problem.clear_output();
+      for (int request = 0; request < static_cast<int>(spec.seqlens_q.size()); ++request) {
+        const int total = spec.seqlens_q[request];
+        for (int first = 0; first < total;) {
+          const int last = first + 1 + static_cast<int>(rng() % (rng() % 2 == 0 ? 3 : total - first));
+          int32_t lengths[3];
+          run(part_of(problem, request, first, std::min(last, total), lengths));
+          first = std::min(last, total);
+        }
+      }
+      const std::vector<float> parts = problem.result().out;
+      ASSERT_TRUE(std::equal(parts.begin(), parts.end(), whole.out.begin())) << compare(problem.result(), whole).worst;
+    }
+  }
+}
+
 TEST(FlashAttentionCpu, NamesWhatItDoesNotSupport) {
   AttentionProblem problem({.seqlens_q = {1}, .seqlens_k = {1}});
   AttentionParams params = problem.params();

@@ -66,14 +66,18 @@ FlashPlan plan_flash_attention(const AttentionParams& p, int num_threads) {
       // Both ends of the visible range grow with the token.
       const KeyRange of_first = visible_keys(p, request, first / group);
       const KeyRange of_last = visible_keys(p, request, (first + count - 1) / group);
-      const int64_t begin = of_first.first, end = std::max(begin, of_last.last + 1);
-      const int heads = rows <= kMaxDirectRows ? p.num_heads_kv : 1;
+      // Where it must not matter which rows share the item, tiles lie on a grid, and all go the way of the few.
+      const int64_t begin = p.batch_invariant ? floor_to(of_first.first, p.split_size) : of_first.first;
+      const int64_t end = std::max(begin, of_last.last + 1);
+      const bool direct = p.batch_invariant || rows <= kMaxDirectRows;
+      const int heads = direct ? p.num_heads_kv : 1;
       for (int head_kv = 0; head_kv < p.num_heads_kv; head_kv += heads) {
         tiles.push_back({.request = request,
                          .head_kv = head_kv,
                          .heads = heads,
                          .first_row = first,
                          .rows = count,
+                         .direct = direct,
                          .key_begin = begin,
                          .key_end = end});
       }

@@ -29,6 +29,7 @@ struct FlashItem {
   int heads = 1;
   int64_t first_row = 0;
   int rows = 0;
+  bool direct = false;  // K and V are read where they lie
   int64_t key_begin = 0;
   int64_t key_end = 0;
   int64_t partial = -1;  // where the unfinished result of its rows * heads rows goes; -1: this is their only part

@@ -29,6 +29,7 @@ struct FlashAhead {
 // of kRowBlock are not read.
 struct FlashRows {
   int rows = 0;
+  bool direct = false;      // read K and V where they lie instead of bringing them into scratch
   int head_dim = 0;         // padded to a multiple of 16 with zeros in `q`
   int head_dim_v = 0;       // likewise in `o`
   const void* q = nullptr;  // [rows, head_dim]: float32, or bf16 where the kernels multiply in bf16

@@ -534,7 +534,7 @@ void absorb_few(const FlashRows& rows, const FlashKeys& keys) {
 
 template <typename Math>
 void absorb(const FlashRows& rows, const FlashKeys& keys) {
-  if (rows.rows <= kMaxDirectRows) return absorb_few<Math>(rows, keys);
+  if (rows.direct) return absorb_few<Math>(rows, keys);
   const Scratch<Math> scratch(keys.scratch, rows.head_dim, rows.head_dim_v);
   ask_ahead(*keys.ahead, keys.ahead_lines);
   constexpr int kWhole = Vec::kLanes > 4 ? Vec::kLanes : 4;
