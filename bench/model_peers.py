@@ -76,9 +76,7 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--kv-type", choices=KV_TYPES, default="f16", help="llama.cpp's K and V; f16 is its default"
-    )
+    parser.add_argument("--kv-type", choices=KV_TYPES, default="f16", help="llama.cpp's K and V; f16 is its default")
     args = parser.parse_args()
     peer = LlamaCpp(args.model / "model.gguf", args.threads, args.input_len + args.output_len + 64, args.kv_type)
     peer.measure(args.input_len, 4)

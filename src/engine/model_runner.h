@@ -20,8 +20,8 @@ struct ModelRunnerOptions {
   std::string model_dir;
   bool dummy_weights = false;  // random weights from config.json alone
   AttentionKind attention = AttentionKind::kFlash;
-  // Logits follow, bit for bit, from a sequence's tokens: not from the batch, the chunks, the page size or the number of
-  // threads. Costs prefill speed.
+  // Logits follow, bit for bit, from a sequence's tokens: not from the batch, the chunks, the page size or the number
+  // of threads. Costs prefill speed.
   bool deterministic = false;
   int page_size = 64;
   std::optional<DType> kv_dtype;  // unset: the dtype of the weights
