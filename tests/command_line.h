@@ -42,8 +42,8 @@ class CommandLineTest : public testing::Test {
   // `arguments` go through the shell: quote what needs it.
   CommandResult run(const std::string& arguments, const std::string& input = "") {
     write_file(dir_ / "in", input);
-    const std::string command = std::string(ONEPASS_BINARY) + " " + arguments + " <" + (dir_ / "in").string() + " >" +
-                                (dir_ / "out").string() + " 2>" + (dir_ / "err").string();
+    const std::string command = std::string(ONEPASS_BINARY) + " <" + (dir_ / "in").string() + " >" +
+                                (dir_ / "out").string() + " 2>" + (dir_ / "err").string() + " " + arguments;
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(dir_ / "out"), read_file(dir_ / "err")};
   }

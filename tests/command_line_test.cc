@@ -126,6 +126,20 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
   expect_error("generate --model " + model_ + " --prompt x --no-such-option", "no-such-option", 2);
   expect_error("bench latency --model " + model_ + " --input-len -1", "input-len", 2);
   expect_error("ladder --seq 0", "seq", 2);
+  expect_error("generate --model " + model_ + " --prompt x --temperature ''", "--temperature: expected a number", 2);
+  expect_error("generate --model " + model_ + " --prompt x --logit-bias '' 3", "--logit-bias: expected a number", 2);
+  expect_error("logits --model " + model_ + " --input-ids '' --output /tmp/never", "--input-ids: expected a number", 2);
+}
+
+// Results that cannot be written are not said to have been.
+TEST_F(CliTest, AFullOutputIsAnError) {
+  for (const std::string& command :
+       {"generate --model " + model_ + " --prompt x --max-tokens 2", "tokenize --model " + model_ + " --text hello",
+        "inspect --model " + model_, std::string("ladder --seq 64")}) {
+    const CommandResult result = run(command + " >/dev/full");
+    EXPECT_EQ(result.exit_status, 1) << command;
+    EXPECT_NE(result.err.find("stdout: cannot write"), std::string::npos) << command << "\n" << result.err;
+  }
 }
 
 TEST_F(CliTest, BadRequestsAreOneLine) {
@@ -147,6 +161,9 @@ TEST_F(CliTest, BadRequestsAreOneLine) {
   expect_error("logits --model " + model_ + " --input-ids 1,99999999 --output /tmp/never", "token id");
   expect_error("logits --model " + model_ + " --input-ids=-1 --output /tmp/never", "token id");
   expect_error("logits --model " + model_ + " --input-ids 1 --output /nonexistent/file", "/nonexistent/file");
+  expect_error("tokenize --model " + model_ + " --decode 1,999999", "token id: expected 0 to 2047, found 999999");
+  expect_error("bench attention --heads 4 --kv-heads 4 --head-dim 512 --batch 4096 --seqlen-k 1048576",
+               "bytes available");
   write_file(dir_ / "long", std::string(200000, 'a'));
   expect_error("generate --model " + model_ + " --prompt-file " + (dir_ / "long").string(), "prompt: ");
 }

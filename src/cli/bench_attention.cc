@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "attention/cpu/flash_attention.h"
+#include "base/memory_info.h"
 #include "cli/command.h"
 #include "kernels/cpu/peaks.h"
 #include "tensor/buffer.h"
@@ -31,6 +32,15 @@ struct Shape {
   std::string name;
   int batch, seqlen_q, seqlen_k, num_heads, num_heads_kv, head_dim, page_size;
 };
+
+Status check_memory(const Shape& shape, DType dtype) {
+  const double bytes = 2.0 * shape.batch * (static_cast<double>(shape.seqlen_k) + shape.page_size) *
+                       shape.num_heads_kv * shape.head_dim * static_cast<double>(size_of(dtype));
+  const int64_t available = available_memory();
+  if (bytes <= 0.9 * static_cast<double>(available)) return ok_status();
+  return resource_exhausted("bench attention: K and V of ", bytes, " bytes, expected at most 9/10 of the ", available,
+                            " bytes available");
+}
 
 // The pages of `copies` caches, so that none is found in the processor's caches when its turn comes.
 class Problem {
@@ -162,10 +172,6 @@ Status run(const AttentionOptions& options) {
   ONEPASS_ASSIGN_OR_RETURN(const DType dtype, parse_float_dtype(options.dtype));
   ThreadPool pool(options.threads > 0 ? options.threads : available_processors());
   const Stream stream{.pool = &pool, .isa = isa};
-  const double bandwidth = measure_dram_read_bandwidth(stream);
-  const double fp32 = measure_fp32_fma_peak(stream), bf16 = measure_bf16_dot_peak(stream);
-  const double peak = dtype == DType::kBF16 && bf16 > 0 ? bf16 : fp32;
-
   std::vector<Shape> shapes = standard_shapes(options.page_size);
   if (options.num_heads > 0) {
     if (options.num_heads_kv <= 0 || options.num_heads % options.num_heads_kv != 0 || options.head_dim <= 0) {
@@ -178,6 +184,10 @@ Status run(const AttentionOptions& options) {
     shapes = {{"given", options.batch, options.seqlen_q, options.seqlen_k, options.num_heads, options.num_heads_kv,
                options.head_dim, options.page_size}};
   }
+  for (const Shape& shape : shapes) ONEPASS_RETURN_IF_ERROR(check_memory(shape, dtype));
+  const double bandwidth = measure_dram_read_bandwidth(stream);
+  const double fp32 = measure_fp32_fma_peak(stream), bf16 = measure_bf16_dot_peak(stream);
+  const double peak = dtype == DType::kBF16 && bf16 > 0 ? bf16 : fp32;
   nlohmann::json output = {{"threads", pool.num_threads()},    {"isa", to_string(isa)},
                            {"dtype", to_string(dtype)},        {"dram_read_gb_per_s", bandwidth},
                            {"fp32_fma_gflop_per_s", fp32},     {"bf16_dot_gflop_per_s", bf16},

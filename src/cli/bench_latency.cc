@@ -1,6 +1,7 @@
 // onepass bench latency: a fixed batch, fixed input and output lengths.
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -164,10 +165,10 @@ void add_bench_latency_command(CLI::App& bench, Action& action) {
   options->engine.add_to(*command);
   command->add_flag("--dummy-weights", options->dummy_weights, "random weights: the folder needs a config.json alone");
   command->add_option("--batch-size", options->batch_size)->check(CLI::Range(1, 4096))->capture_default_str();
-  command->add_option("--input-len", options->input_len)->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--output-len", options->output_len)->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--iterations", options->iterations)->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--warmup", options->warmup)->check(CLI::NonNegativeNumber)->capture_default_str();
+  command->add_option("--input-len", options->input_len)->check(CLI::Range(1, INT_MAX))->capture_default_str();
+  command->add_option("--output-len", options->output_len)->check(CLI::Range(1, INT_MAX))->capture_default_str();
+  command->add_option("--iterations", options->iterations)->check(CLI::Range(1, INT_MAX))->capture_default_str();
+  command->add_option("--warmup", options->warmup)->check(CLI::Range(0, INT_MAX))->capture_default_str();
   command->add_flag("--peaks", options->peaks,
                     "measure this machine's bandwidth and arithmetic peak too, and print the ratios");
   command->add_flag("--json", options->json);

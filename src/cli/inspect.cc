@@ -1,5 +1,6 @@
 // onepass inspect: what a model folder holds and what memory it needs. Reads headers, not weights.
 #include <fmt/format.h>
+#include <climits>
 
 #include <algorithm>
 #include <cstdio>
@@ -181,7 +182,7 @@ void add_inspect_command(CLI::App& app, Action& action) {
                    "dtype of K and V in the cache: auto (the weights'), float32, float16 or bfloat16")
       ->capture_default_str();
   command->add_option("--context-length", options->context_length, "tokens of one sequence; 0: the model's own")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
   command->add_option("--num-sequences", options->num_sequences, "sequences alive at the same time")
       ->check(CLI::Range(1, 65536))

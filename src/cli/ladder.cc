@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "attention/reference/ladder.h"
+#include "base/memory_info.h"
 #include "cli/command.h"
 #include "cli/svg_plot.h"
 
@@ -25,23 +26,10 @@ struct Options {
   bool json = false;
 };
 
-// Memory that can be had without swapping; 0 when the system does not say.
-double available_memory() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string name;
-  double kibibytes = 0.0;
-  std::string unit;
-  while (meminfo >> name >> kibibytes) {
-    if (name == "MemAvailable:") return kibibytes * 1024;
-    std::getline(meminfo, unit);
-  }
-  return 0.0;
-}
-
 Status check_memory(const ladder::Config& config) {
   const double needed = ladder::memory_needed(config);
-  const double available = available_memory();
-  if (available == 0.0 || needed <= 0.9 * available) return ok_status();
+  const double available = static_cast<double>(available_memory());
+  if (needed <= 0.9 * available) return ok_status();
   return resource_exhausted("ladder: --seq: ", config.shape.n, " x ", config.shape.n, " scores and their inputs take ",
                             format_bytes(needed), ", expected at most ", format_bytes(0.9 * available),
                             " (9/10 of the memory available)");

@@ -4,6 +4,21 @@
 #include "base/check.h"
 #include "cli/command.h"
 
+namespace {
+
+// CLI11 reads an empty text as the number 0.
+void refuse_empty_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();  // "INT:INT in [0 - 9]", "[INT,FLOAT]", ...
+    if (type.find("INT") != std::string::npos || type.find("FLOAT") != std::string::npos) {
+      option->check([](const std::string& text) { return text.empty() ? "expected a number, found none" : ""; }, "");
+    }
+  }
+  for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_numbers(*command);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   CLI::App app("onepass: one-pass (FlashAttention) inference for large language models");
   app.name("onepass");
@@ -22,13 +37,18 @@ int main(int argc, char** argv) {
   onepass::add_logits_command(app, action);
   onepass::add_perplexity_command(app, action);
   onepass::add_tokenize_command(app, action);
+  refuse_empty_numbers(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   try {
-    const onepass::Status status = action ? action() : onepass::ok_status();
+    onepass::Status status = action ? action() : onepass::ok_status();
+    // Results that did not reach their reader are no results.
+    if (status.ok() && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)) {
+      status = absl::DataLossError("stdout: cannot write");
+    }
     if (status.ok()) return 0;
     std::fprintf(stderr, "onepass: %s\n", std::string(status.message()).c_str());
   } catch (const std::exception& error) {

@@ -1,5 +1,6 @@
 #include "cli/options.h"
 
+#include <climits>
 #include <random>
 
 namespace onepass {
@@ -23,7 +24,7 @@ void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--isa", isa_, "CPU instruction set: auto, portable, avx2, avx512 or avx512bf16")
       ->capture_default_str();
   app.add_option("--context-length", context_length_, "tokens of one sequence at most; 0: the model's own")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
   app.add_option("--chunk-size", chunk_size_, "prompt tokens computed in one step")
       ->check(CLI::Range(1, 1 << 20))
@@ -63,11 +64,11 @@ void SamplingOptions::add_to(CLI::App& app) {
   app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit; may be given again")->group(group);
   app.add_option("--seed", seed_, "the same seed gives the same text; unset: a random one, printed")->group(group);
   app.add_option("--max-tokens,--max-new-tokens", max_new_tokens_, "new tokens at most")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, INT_MAX))
       ->capture_default_str()
       ->group(group);
   app.add_option("--min-tokens,--min-new-tokens", min_new_tokens_, "new tokens at least")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str()
       ->group(group);
   app.add_option("--stop", stop_, "text that ends the answer; may be given again")

@@ -1,4 +1,5 @@
 // onepass perplexity: how well a model predicts a text.
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -91,7 +92,7 @@ void add_perplexity_command(CLI::App& app, Action& action) {
   command
       ->add_option("--window", options->window,
                    "tokens of one window, its BOS included; windows do not overlap; 0: the context length")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
   command->add_flag("--json", options->json);
   command->callback([options, &action] { action = [options] { return run(*options); }; });

@@ -61,6 +61,11 @@ void print_json(const ordered_json& value) {
 Status run(const TokenizeOptions& options) {
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(options.model_dir));
   if (!options.decode.empty()) {
+    for (int32_t id : options.decode) {
+      if (!tokenizer->id_to_token(id)) {
+        return invalid_argument("token id: expected 0 to ", tokenizer->vocab_size() - 1, ", found ", id);
+      }
+    }
     const std::string text = tokenizer->decode(options.decode, options.skip_special_tokens);
     if (options.json) {
       print_json({{"token_ids", options.decode}, {"text", text}});

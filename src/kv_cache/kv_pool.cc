@@ -1,5 +1,7 @@
 #include "kv_cache/kv_pool.h"
 
+#include "base/memory_info.h"
+
 namespace onepass {
 
 int64_t KvPoolConfig::bytes_per_token() const {
@@ -21,6 +23,14 @@ StatusOr<KvPool> KvPool::create(const KvPoolConfig& config) {
   }
   if (config.dtype != DType::kF32 && config.dtype != DType::kF16 && config.dtype != DType::kBF16) {
     return invalid_argument("KV cache: dtype: expected float32, float16 or bfloat16, found ", to_string(config.dtype));
+  }
+  // Memory is mapped without asking whether there is as much, and becomes resident as pages are written: a pool that
+  // can never be filled would end in the kernel's killing, in the middle of the work.
+  const double bytes = static_cast<double>(config.bytes_per_page()) * config.num_pages;
+  if (bytes > static_cast<double>(machine_memory())) {
+    return resource_exhausted("KV cache: ", static_cast<int64_t>(config.num_pages) * config.page_size, " tokens of ",
+                              config.bytes_per_token(), " bytes are more than the machine's ", machine_memory(),
+                              " bytes hold: a shorter context length or fewer sequences would fit");
   }
   KvPool pool(config);
   const int64_t rows = static_cast<int64_t>(config.num_pages) * config.page_size * config.num_kv_heads;

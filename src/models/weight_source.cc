@@ -1,13 +1,12 @@
 #include "models/weight_source.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <set>
 
 #include "base/check.h"
+#include "base/memory_info.h"
 #include "models/json_reader.h"
 
 namespace onepass {
@@ -77,7 +76,7 @@ class RandomWeights final : public WeightSource {
     TensorView view{.dtype = dtype_, .shape = shape};
     // Memory is mapped without asking whether there is as much: an absurd config would end in the kernel's killing.
     bytes_ += static_cast<int64_t>(view.size_bytes());
-    const int64_t machine = int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+    const int64_t machine = machine_memory();
     if (bytes_ > machine) {
       return resource_exhausted("random weights: expected at most the machine's ", machine, " bytes, found ", bytes_,
                                 " with tensor ", name);
