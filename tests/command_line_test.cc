@@ -168,6 +168,12 @@ TEST_F(CliTest, BadRequestsAreOneLine) {
   expect_error("generate --model " + model_ + " --prompt-file " + (dir_ / "long").string(), "prompt: ");
 }
 
+TEST_F(CliTest, ATemplatesOwnErrorIsOneLine) {
+  const fs::path model = copy_model();
+  write_file(model / "chat_template.jinja", "{{ raise_exception('not\\nlike\\nthis') }}");
+  expect_error("generate --chat --model " + model.string() + " --prompt x", "line 1: not like this");
+}
+
 TEST_F(CliTest, DamagedModelsAreOneLine) {
   fs::path model = copy_model();
   fs::remove(model / "config.json");

@@ -6,6 +6,14 @@
 
 namespace {
 
+// An error is one line, whatever a template's raise_exception or a file's name brings along.
+std::string one_line(std::string message) {
+  for (char& c : message) {
+    if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = ' ';
+  }
+  return message;
+}
+
 // CLI11 reads an empty text as the number 0.
 void refuse_empty_numbers(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
@@ -50,7 +58,7 @@ int main(int argc, char** argv) {
       status = absl::DataLossError("stdout: cannot write");
     }
     if (status.ok()) return 0;
-    std::fprintf(stderr, "onepass: %s\n", std::string(status.message()).c_str());
+    std::fprintf(stderr, "onepass: %s\n", one_line(std::string(status.message())).c_str());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "onepass: %s\n", error.what());
   }

@@ -93,6 +93,13 @@ TEST(ChatTemplate, HostileTemplatesEnd) {
   EXPECT_TRUE(
       fails("{% set x = 'a' %}{% for i in range(99) %}{% set ns = namespace(x=x * 2) %}{{ 'aaaaaaaa' * 9999999 }}{% "
             "endfor %}"));
+  for (const char* start : {"'ab'", "['ab']"}) {
+    EXPECT_TRUE(fails(std::string("{% set ns = namespace(x=") + start +
+                      ") %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"));
+    EXPECT_TRUE(fails(std::string("{% set ns = namespace(x=") + start +
+                      " * 600000) %}{% for i in range(99999) %}{% set ns.x = ns.x + ['b'] if i < 0 else ns.x + " +
+                      start + " %}{% endfor %}"));
+  }
   EXPECT_TRUE(fails("{{ " + std::string(100000, '(')));
   EXPECT_TRUE(fails("{{ " + std::string(100000, '[')));
   EXPECT_TRUE(fails("{{ " + std::string(100000, '-') + "1 }}"));

@@ -13,7 +13,8 @@ namespace {
 using Kind = Expression::Kind;
 
 constexpr int64_t kMaxSteps = 5'000'000;
-constexpr size_t kMaxOutput = size_t{64} << 20;
+constexpr size_t kMaxOutput = size_t{64} << 20;  // bytes, of any text
+constexpr size_t kMaxItems = 1'000'000;
 constexpr int kMaxDepth = 200;
 
 // Names of one block; lookups go outwards.
@@ -222,6 +223,7 @@ class Evaluator {
     if (++depth_ > 4 * kMaxDepth) fail(e.line, "the template calls too deeply");
     Value value = at_line(e.line, [&] { return compute(e); });
     --depth_;
+    charge(value, /*is_new=*/e.kind == Kind::kBinary, e.line);
     return value;
   }
 
@@ -463,6 +465,18 @@ class Evaluator {
 
   void step(int line) {
     if (++steps_ > kMaxSteps) fail(line, "the template runs too long");
+  }
+
+  // A text that doubles in every round of a loop would outgrow the machine before the steps run out: what is handled
+  // counts by its size too.
+  void charge(const Value& value, bool is_new, int line) {
+    if (value.is_string()) {
+      if (value.string().size() > kMaxOutput) fail(line, "a text too long");
+      steps_ += static_cast<int64_t>(value.string().size() / 256);
+    } else if (value.is_list() && is_new) {  // others are looked at, not copied
+      if (value.list().size() > kMaxItems) fail(line, "a list too long");
+      steps_ += static_cast<int64_t>(value.list().size() / 4);
+    }
   }
 
   void print(const std::string& text, int line) {
