@@ -116,6 +116,19 @@ TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
   EXPECT_EQ(bytes.size(), 8 + header_size + 5 * vocab_size * 4);
 }
 
+// The weights are mapped while the logits are written: the file is put in its place in the end.
+TEST_F(CliTest, LogitsOverTheModelsOwnFileHarmNothing) {
+  const fs::path model = copy_model();
+  const CommandResult result =
+      run("logits --model " + model.string() + " --input-ids 1,2 --output " + (model / "model.safetensors").string());
+  EXPECT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_EQ(read_file(model / "model.safetensors").substr(8).rfind("{\"logits\"", 0), 0u);
+  EXPECT_FALSE(fs::exists(model / "model.safetensors.unfinished"));
+  expect_error("logits --model " + model_ + " --input-ids 1,99999999 --output " + (dir_ / "never").string(),
+               "token id");
+  EXPECT_FALSE(fs::exists(dir_ / "never") || fs::exists(dir_ / "never.unfinished"));
+}
+
 TEST_F(CliTest, UsageErrorsExitWithTwo) {
   expect_error("", "subcommand", 2);
   expect_error("generate --prompt x", "--model", 2);

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
 #include <utility>
 
 #include "base/check.h"
+#include "base/strings.h"
 
 namespace onepass {
 namespace {
@@ -40,10 +42,19 @@ int available_processors() {
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
   ONEPASS_CHECK_GE(num_threads, 1);
-  for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
+  } catch (const std::exception& error) {
+    const size_t started = workers_.size() + 1;
+    stop();
+    throw std::runtime_error(
+        str_cat("threads: expected ", num_threads, ", could start only ", started, ": ", error.what()));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_.store(true, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();

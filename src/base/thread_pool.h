@@ -21,7 +21,8 @@ int available_processors();
 // each way, a spin hand-over 0.3 us); an idle pool costs no CPU.
 class ThreadPool {
  public:
-  // `num_threads` >= 1 counts the caller, which works too: one thread means no thread is started.
+  // `num_threads` >= 1 counts the caller, which works too: one thread means no thread is started. Throws
+  // std::runtime_error when the system has no more threads to give.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -42,6 +43,7 @@ class ThreadPool {
   void parallel_dynamic(int64_t count, absl::FunctionRef<void(int64_t index, int thread)> job);
 
  private:
+  void stop();
   void worker(int thread);
   void execute(int thread);
 

@@ -83,10 +83,10 @@ Status run(const LatencyOptions& options) {
   runner_options.dummy_weights = options.dummy_weights;
   runner_options.max_requests = options.batch_size;
   runner_options.kv_tokens =
-      static_cast<int64_t>(options.batch_size) * (options.input_len + options.output_len + runner_options.page_size);
+      options.batch_size * (int64_t{options.input_len} + options.output_len + runner_options.page_size);
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(runner_options));
   const double load_seconds = seconds_since(start);
-  if (options.input_len + options.output_len > engine->context_length()) {
+  if (int64_t{options.input_len} + options.output_len > engine->context_length()) {
     return invalid_argument("input and output length: ", options.input_len, " + ", options.output_len,
                             " tokens, more than the context of ", engine->context_length());
   }
@@ -134,7 +134,7 @@ Status run(const LatencyOptions& options) {
     output["decode_of_bandwidth"] = output["decode_weight_gb_per_s"].get<double>() / bandwidth;
   }
   if (options.json) {
-    std::printf("%s\n", output.dump(2).c_str());
+    std::printf("%s\n", output.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     return ok_status();
   }
   std::printf("%s, cpu (%d threads, %s), batch %d, input %d, output %d, median of %d\n",

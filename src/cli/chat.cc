@@ -40,6 +40,8 @@ Status run(const ChatOptions& options) {
     probe.push_back({{"role", "user"}, {"content", "hello"}});
     ONEPASS_RETURN_IF_ERROR(model.encode_chat(probe).status());
   }
+  SamplingParams sampling = options.sampling.params(model.generation_config());
+  ONEPASS_RETURN_IF_ERROR(validate(sampling, model.engine().config().vocab_size));
   const bool terminal = ::isatty(STDIN_FILENO) != 0;
   if (terminal) {
     std::fprintf(stderr, "%s\nEmpty line or Ctrl-D: leave. Ctrl-C: stop the answer. /reset: begin anew.\n",
@@ -50,12 +52,12 @@ Status run(const ChatOptions& options) {
   ::sigaction(SIGINT, &handler, nullptr);
 
   ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, model.engine().open());
-  SamplingParams sampling = options.sampling.params(model.generation_config());
   std::string line;
   Status status = ok_status();
   while (true) {
     if (terminal) std::fprintf(stderr, "\n> ");
     if (!std::getline(std::cin, line) || (terminal && line.empty())) break;
+    if (line.ends_with('\r')) line.pop_back();
     if (line.empty()) continue;
     if (line == "/reset") {
       messages = opening(options.system);
@@ -82,7 +84,10 @@ Status run(const ChatOptions& options) {
       break;
     }
     std::printf("\n");
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0) {
+      status = absl::DataLossError("stdout: cannot write");
+      break;
+    }
     if (terminal) {
       std::fprintf(stderr, "%s", model.summary(result->stats, result->finish_reason, sampling.seed).c_str());
     }

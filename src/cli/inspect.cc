@@ -163,7 +163,9 @@ std::string to_text(const ModelSummary& summary, const Memory& memory, const Ins
 Status run(const InspectOptions& options) {
   ONEPASS_ASSIGN_OR_RETURN(const ModelSummary summary, summarize_model(options.model_dir));
   ONEPASS_ASSIGN_OR_RETURN(const Memory memory, memory_of(summary, options));
-  const std::string text = options.json ? to_json(summary, memory).dump(2) + "\n" : to_text(summary, memory, options);
+  const std::string text =
+      options.json ? to_json(summary, memory).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
+                   : to_text(summary, memory, options);
   std::fputs(text.c_str(), stdout);
   return ok_status();
 }

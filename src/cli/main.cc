@@ -33,7 +33,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", ONEPASS_VERSION);
   app.require_subcommand(1);
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return std::string("onepass: ") + error.what() + " (--help says more)\n";
+    return "onepass: " + one_line(error.what()) + " (--help says more)\n";
   });
   onepass::Action action;
   onepass::add_bench_command(app, action);
@@ -59,8 +59,10 @@ int main(int argc, char** argv) {
     }
     if (status.ok()) return 0;
     std::fprintf(stderr, "onepass: %s\n", one_line(std::string(status.message())).c_str());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "onepass: out of memory\n");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "onepass: %s\n", error.what());
+    std::fprintf(stderr, "onepass: %s\n", one_line(error.what()).c_str());
   }
   return 1;
 }

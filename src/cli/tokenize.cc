@@ -42,6 +42,7 @@ StatusOr<std::string> render_chat(const TokenizeOptions& options) {
   if (!input.messages.is_array()) return invalid_argument(options.chat_file, ": expected a list of messages");
   if (!options.tools_file.empty()) {
     ONEPASS_ASSIGN_OR_RETURN(input.tools, read_json(options.tools_file));
+    if (!input.tools.is_array()) return invalid_argument(options.tools_file, ": expected a list of tools");
   }
   for (const std::string& variable : options.variables) {
     const size_t equals = variable.find('=');
@@ -49,6 +50,7 @@ StatusOr<std::string> render_chat(const TokenizeOptions& options) {
     // A value is JSON (true, 3, "x") where it parses as such, and a string otherwise.
     const std::string value = variable.substr(equals + 1);
     const ordered_json parsed = ordered_json::parse(value, nullptr, /*allow_exceptions=*/false);
+    if (parsed.is_structured()) ONEPASS_RETURN_IF_ERROR(parse_json("--var", value).status());  // for its limits
     input.variables[variable.substr(0, equals)] = parsed.is_discarded() ? ordered_json(value) : parsed;
   }
   return chat->apply(input);
@@ -56,6 +58,12 @@ StatusOr<std::string> render_chat(const TokenizeOptions& options) {
 
 void print_json(const ordered_json& value) {
   std::printf("%s\n", value.dump(-1, ' ', false, ordered_json::error_handler_t::replace).c_str());
+}
+
+// A text may hold a zero byte.
+void print_text(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::printf("\n");
 }
 
 Status run(const TokenizeOptions& options) {
@@ -70,7 +78,7 @@ Status run(const TokenizeOptions& options) {
     if (options.json) {
       print_json({{"token_ids", options.decode}, {"text", text}});
     } else {
-      std::printf("%s\n", text.c_str());
+      print_text(text);
     }
     return ok_status();
   }
@@ -92,7 +100,7 @@ Status run(const TokenizeOptions& options) {
     print_json({{"text", text}, {"token_ids", ids}, {"tokens", tokens}});
     return ok_status();
   }
-  if (!options.chat_file.empty()) std::printf("%s\n", text.c_str());
+  if (!options.chat_file.empty()) print_text(text);
   for (size_t i = 0; i < ids.size(); ++i) std::printf("%s%d", i > 0 ? "," : "", ids[i]);
   std::printf("\n");
   std::fprintf(stderr, "%zu tokens\n", ids.size());

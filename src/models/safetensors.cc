@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 #include <set>
 
@@ -158,12 +159,24 @@ StatusOr<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
   return SafetensorsFile(std::move(file), std::move(tensors));
 }
 
+void SafetensorsWriter::FileCloser::operator()(std::FILE* file) const {
+  std::fclose(file);
+  if (!unfinished.empty()) std::remove(unfinished.c_str());
+}
+
 StatusOr<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, const Tensor& tensor) {
   SafetensorsWriter writer;
   writer.path_ = path;
   writer.expected_ = 1;
   for (int64_t size : tensor.shape) writer.expected_ *= size;
-  writer.file_.reset(std::fopen(path.c_str(), "wb"));
+  // Beside the file and renamed in the end: the file may be one that is mapped now. Pipes and devices are written to.
+  std::error_code ignored;
+  const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  const bool in_place = std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
+  if (!in_place) writer.file_.get_deleter().unfinished = path + ".unfinished";
+  const std::string& opened = in_place ? path : writer.file_.get_deleter().unfinished;
+  writer.file_.reset(path.empty() ? nullptr : std::fopen(opened.c_str(), "wb"));
+  if (path.empty()) return invalid_argument("output: expected a file's name, found none");
   if (writer.file_ == nullptr) return invalid_argument(path, ": ", std::strerror(errno));
   const json header = {
       {tensor.name, {{"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {0, writer.expected_ * 4}}}}};
@@ -188,9 +201,12 @@ Status SafetensorsWriter::close() {
     return absl::InternalError(str_cat(path_, ": expected ", expected_, " elements, wrote ", written_));
   }
   const bool flushed = std::fflush(file_.get()) == 0 && std::ferror(file_.get()) == 0;
+  std::string& unfinished = file_.get_deleter().unfinished;
+  const bool placed = flushed && (unfinished.empty() || std::rename(unfinished.c_str(), path_.c_str()) == 0);
   const int error = errno;
+  if (placed) unfinished.clear();
   file_.reset();
-  return flushed ? ok_status() : absl::DataLossError(str_cat(path_, ": ", std::strerror(error)));
+  return placed ? ok_status() : absl::DataLossError(str_cat(path_, ": ", std::strerror(error)));
 }
 
 }  // namespace onepass

@@ -59,12 +59,14 @@ class SafetensorsWriter {
 
   // The next elements, in row-major order.
   Status append(std::span<const float> values);
-  // An error when the elements written are not those that the shape announced, or the disk is full.
+  // Puts the file in its place, which until then holds what it held before. An error when the elements written are not
+  // those that the shape announced, or the disk is full.
   Status close();
 
  private:
   struct FileCloser {
-    void operator()(std::FILE* file) const { std::fclose(file); }
+    std::string unfinished;  // a file to be removed; empty: none
+    void operator()(std::FILE* file) const;
   };
   SafetensorsWriter() = default;
 

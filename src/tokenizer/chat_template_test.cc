@@ -100,6 +100,24 @@ TEST(ChatTemplate, HostileTemplatesEnd) {
                       " * 600000) %}{% for i in range(99999) %}{% set ns.x = ns.x + ['b'] if i < 0 else ns.x + " +
                       start + " %}{% endfor %}"));
   }
+  // Values nested without end, by way of a namespace, and namespaces that hold themselves.
+  for (const char* grow :
+       {"[ns.x]", "{'a': ns.x}", "(ns.x,)", "ns.x|batch(1)|list", "dict(a=ns.x)", "namespace(a=ns)", "ns", "[ns]"}) {
+    EXPECT_TRUE(fails(std::string("{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = ") + grow +
+                      " %}{% endfor %}"))
+        << grow;
+  }
+  // Few parts with many paths.
+  for (const char* use : {"ns.x|tojson", "ns.x|string", "ns.x == ns.y", "ns.x in [ns.y]"}) {
+    EXPECT_TRUE(
+        fails(std::string("{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] "
+                          "%}{% set ns.y = [ns.y, ns.y] %}{% endfor %}{% if ") +
+              use + " %}{% endif %}"))
+        << use;
+  }
+  EXPECT_TRUE(fails("{{ range(99999)|map('string')|unique|list|length }}"));
+  EXPECT_TRUE(fails("{% for i in range(99999) %}{{ range(99999)|list|sort(reverse=true)|length }}{% endfor %}"));
+  EXPECT_TRUE(fails("{{ 'a' * 9000000 in 'a' * 16000000 ~ 'b' }}{{ 1 / 0 }}"));  // in linear time
   EXPECT_TRUE(fails("{{ " + std::string(100000, '(')));
   EXPECT_TRUE(fails("{{ " + std::string(100000, '[')));
   EXPECT_TRUE(fails("{{ " + std::string(100000, '-') + "1 }}"));

@@ -13,7 +13,7 @@ namespace {
 using Kind = Expression::Kind;
 
 constexpr int64_t kMaxSteps = 5'000'000;
-constexpr size_t kMaxOutput = size_t{64} << 20;  // bytes, of any text
+constexpr size_t kMaxOutput = size_t{16} << 20;  // bytes, of any text
 constexpr size_t kMaxItems = 1'000'000;
 constexpr int kMaxDepth = 200;
 
@@ -123,6 +123,9 @@ class Evaluator {
       }
       const Value space = lookup(s.targets[0].substr(0, dot));
       if (!space.is_namespace()) fail(s.line, "only a namespace's attributes can be set, found " + space.type_name());
+      if (value.depth() >= Value::kNamespaceDepth) {
+        fail(s.line, "a namespace's attribute can be neither a namespace nor hold one, nor be nested too deeply");
+      }
       assign(space.dict(), s.targets[0].substr(dot + 1), value);
       return;
     }
@@ -223,7 +226,7 @@ class Evaluator {
     if (++depth_ > 4 * kMaxDepth) fail(e.line, "the template calls too deeply");
     Value value = at_line(e.line, [&] { return compute(e); });
     --depth_;
-    charge(value, /*is_new=*/e.kind == Kind::kBinary, e.line);
+    charge(value, /*is_new=*/e.kind == Kind::kBinary || e.kind == Kind::kFilter || e.kind == Kind::kCall, e.line);
     return value;
   }
 
@@ -473,9 +476,9 @@ class Evaluator {
     if (value.is_string()) {
       if (value.string().size() > kMaxOutput) fail(line, "a text too long");
       steps_ += static_cast<int64_t>(value.string().size() / 256);
-    } else if (value.is_list() && is_new) {  // others are looked at, not copied
+    } else if (value.is_list()) {
       if (value.list().size() > kMaxItems) fail(line, "a list too long");
-      steps_ += static_cast<int64_t>(value.list().size() / 4);
+      steps_ += static_cast<int64_t>(value.list().size() / (is_new ? 4 : 256));  // others are looked at, not copied
     }
   }
 

@@ -179,6 +179,7 @@ Value unique(const Value& v, const Arguments& a) {
   for (const Value& item : v.iterate()) {
     const Value key = sort_key(item, sensitive);
     if (std::find(seen.begin(), seen.end(), key) != seen.end()) continue;
+    if (seen.size() >= 10'000) throw Error("unique: more than 10000 different items");
     seen.push_back(key);
     result.push_back(item);
   }

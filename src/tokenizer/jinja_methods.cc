@@ -79,7 +79,7 @@ Value split(const Value& v, const Arguments& a) {
   if (separator.str().empty()) throw Error("split: expected a separator that is not empty");
   size_t begin = 0;
   while (true) {
-    const size_t end = limit == 0 ? std::string::npos : text.find(separator.string(), begin);
+    const size_t end = limit == 0 ? std::string::npos : position_of(text, separator.string(), begin);
     if (end == std::string::npos) break;
     parts.emplace_back(text.substr(begin, end - begin));
     begin = end + separator.string().size();
@@ -104,7 +104,7 @@ Value replace(const Value& v, const Arguments& a) {
   }
   size_t begin = 0;
   while (true) {
-    const size_t end = count == 0 ? std::string::npos : text.find(old, begin);
+    const size_t end = count == 0 ? std::string::npos : position_of(text, old, begin);
     if (end == std::string::npos) return out + text.substr(begin);
     out += text.substr(begin, end - begin) + fresh;
     begin = end + old.size();
@@ -141,7 +141,7 @@ Value capitalize(const Value& v, const Arguments&) {
 }
 
 Value find_text(const Value& v, const Arguments& a) {
-  const size_t at = v.string().find(a.get(0, "sub").str());
+  const size_t at = position_of(v.string(), a.get(0, "sub").str(), 0);
   if (at == std::string::npos) return int64_t{-1};
   return static_cast<int64_t>(characters(v.string().substr(0, at)).size());
 }
@@ -150,7 +150,8 @@ Value count_text(const Value& v, const Arguments& a) {
   const std::string part = a.get(0, "sub").str();
   if (part.empty()) return static_cast<int64_t>(characters(v.string()).size() + 1);
   int64_t count = 0;
-  for (size_t at = v.string().find(part); at != std::string::npos; at = v.string().find(part, at + part.size()))
+  for (size_t at = position_of(v.string(), part, 0); at != std::string::npos;
+       at = position_of(v.string(), part, at + part.size()))
     ++count;
   return count;
 }
@@ -377,8 +378,13 @@ Dict global_functions() {
   return {{"range", function(range)},
           {"strftime_now", function(strftime_now)},
           {"dict", function([](const Arguments& a) -> Value { return merged(a); })},
-          {"namespace",
-           function([](const Arguments& a) -> Value { return Value::Namespace{std::make_shared<Dict>(merged(a))}; })},
+          {"namespace", function([](const Arguments& a) -> Value {
+             Dict attributes = merged(a);
+             for (const auto& [name, value] : attributes) {
+               if (value.depth() >= Value::kNamespaceDepth) throw Error("namespace: a value nested too deeply");
+             }
+             return Value::Namespace{std::make_shared<Dict>(std::move(attributes))};
+           })},
           {"raise_exception", function([](const Arguments& a) -> Value { throw Error(a.get(0, "message").str()); })}};
 }
 

@@ -10,7 +10,9 @@
 namespace onepass::jinja {
 namespace {
 
-constexpr int kMaxDepth = 200;  // of nested containers, against lists that hold themselves
+constexpr size_t kMaxText = size_t{16} << 20;  // bytes that a value may take to print
+constexpr int64_t kMaxVisits =
+    10'000'000;  // of one comparison: lists that share their parts have more paths than parts
 
 // Python's repr() of a float: the shortest digits that give it back.
 std::string float_repr(double value) {
@@ -63,7 +65,7 @@ struct JsonStyle {
 };
 
 void write_json(const Value& value, const JsonStyle& style, int depth, std::string& out) {
-  if (depth > kMaxDepth) throw Error("tojson: the value is nested too deeply");
+  if (out.size() > kMaxText) throw Error("tojson: a text too long");
   const auto new_line = [&](int level) {
     if (style.indent >= 0) out += "\n" + std::string(static_cast<size_t>(style.indent) * level, ' ');
   };
@@ -110,7 +112,7 @@ void write_json(const Value& value, const JsonStyle& style, int depth, std::stri
 }
 
 void write_repr(const Value& value, int depth, std::string& out) {
-  if (depth > kMaxDepth) throw Error("the value is nested too deeply to print");
+  if (out.size() > kMaxText) throw Error("a text too long");
   if (value.is_string()) {
     out += string_repr(value.string());
   } else if (value.is_list()) {
@@ -138,7 +140,52 @@ void write_repr(const Value& value, int depth, std::string& out) {
   }
 }
 
+int checked_depth(int depth) {
+  if (depth > Value::kMaxDepth) throw Error("a value nested too deeply");
+  return depth;
+}
+
+int depth_above(const List& items) {
+  int depth = 0;
+  for (const Value& item : items) depth = std::max(depth, item.depth());
+  return checked_depth(depth + 1);
+}
+
+int depth_above(const Dict& entries) {
+  int depth = 0;
+  for (const auto& [key, item] : entries) depth = std::max(depth, item.depth());
+  return checked_depth(depth + 1);
+}
+
+bool equal(const Value& a, const Value& b, int64_t& visits) {
+  if (++visits > kMaxVisits) throw Error("a comparison too long");
+  if (a.is_number() && b.is_number()) {
+    if (a.is_float() || b.is_float()) return a.number() == b.number();
+    return a.integer() == b.integer();
+  }
+  if (a.is_string() && b.is_string()) return a.string() == b.string();
+  if (a.is_list() && b.is_list()) {
+    return a.is<Value::Tuple>() == b.is<Value::Tuple>() && a.list().size() == b.list().size() &&
+           std::equal(a.list().begin(), a.list().end(), b.list().begin(),
+                      [&](const Value& x, const Value& y) { return equal(x, y, visits); });
+  }
+  if (a.is_namespace() && b.is_namespace()) return &a.dict() == &b.dict();
+  if (a.is_dict() && b.is_dict()) {
+    if (a.dict().size() != b.dict().size()) return false;
+    for (const auto& [key, item] : a.dict()) {
+      const Value* match = find(b.dict(), key);
+      if (match == nullptr || !equal(item, *match, visits)) return false;
+    }
+    return true;
+  }
+  return (a.is_none() && b.is_none()) || (a.is_undefined() && b.is_undefined());
+}
+
 }  // namespace
+
+Value::Value(List list) : data_(std::make_shared<List>(std::move(list))) { depth_ = depth_above(this->list()); }
+Value::Value(Dict dict) : data_(std::make_shared<Dict>(std::move(dict))) { depth_ = depth_above(this->dict()); }
+Value::Value(Tuple tuple) : data_(std::move(tuple)) { depth_ = depth_above(list()); }
 
 Value Value::from_json(const nlohmann::ordered_json& json) {
   switch (json.type()) {
@@ -250,21 +297,8 @@ List Value::iterate() const {
 }
 
 bool Value::operator==(const Value& other) const {
-  if (is_number() && other.is_number()) {
-    if (is_float() || other.is_float()) return number() == other.number();
-    return integer() == other.integer();
-  }
-  if (is_string() && other.is_string()) return string() == other.string();
-  if (is_list() && other.is_list()) return is<Tuple>() == other.is<Tuple>() && list() == other.list();
-  if (is_dict() && other.is_dict()) {
-    if (dict().size() != other.dict().size()) return false;
-    for (const auto& [key, item] : dict()) {
-      const Value* match = find(other.dict(), key);
-      if (match == nullptr || !(item == *match)) return false;
-    }
-    return true;
-  }
-  return (is_none() && other.is_none()) || (is_undefined() && other.is_undefined());
+  int64_t visits = 0;
+  return equal(*this, other, visits);
 }
 
 int Value::compare(const Value& a, const Value& b) {
@@ -283,7 +317,7 @@ bool Value::contains(const Value& item) const {
   if (is_string()) {
     if (!item.is_string())
       throw Error(str_cat("in: expected a string on the left of a string, found ", item.type_name()));
-    return string().find(item.string()) != std::string::npos;
+    return position_of(string(), item.string(), 0) != std::string::npos;
   }
   if (is_dict()) return item.is_string() && find(dict(), item.string()) != nullptr;
   if (is_list()) return std::find(list().begin(), list().end(), item) != list().end();
@@ -312,6 +346,12 @@ Value Arguments::get(size_t index, const char* name, const Value& fallback) cons
   if (index < positional.size()) return positional[index];
   const Value* value = find(named, name);
   return value != nullptr ? *value : fallback;
+}
+
+size_t position_of(const std::string& text, const std::string& part, size_t begin) {
+  if (begin > text.size()) return std::string::npos;
+  const void* const found = ::memmem(text.data() + begin, text.size() - begin, part.data(), part.size());
+  return found == nullptr ? std::string::npos : static_cast<const char*>(found) - text.data();
 }
 
 std::vector<std::string> characters(const std::string& text) {

@@ -53,13 +53,21 @@ class Value {
   Value(double d) : data_(d) {}
   Value(std::string s) : data_(std::move(s)) {}
   Value(const char* s) : data_(std::string(s)) {}
-  Value(List list) : data_(std::make_shared<List>(std::move(list))) {}
-  Value(Dict dict) : data_(std::make_shared<Dict>(std::move(dict))) {}
-  Value(Tuple tuple) : data_(std::move(tuple)) {}
-  Value(Namespace space) : data_(std::move(space)) {}
+  Value(List list);
+  Value(Dict dict);
+  Value(Tuple tuple);
+  // Counts as kNamespaceDepth deep, whatever is put into it later; what goes in is less deep, so none holds itself.
+  Value(Namespace space) : data_(std::move(space)), depth_(kNamespaceDepth) {}
   Value(std::shared_ptr<Function> function) : data_(std::move(function)) {}
   // NOLINTEND(google-explicit-constructor)
+  // REQUIRES: nested less deeply than kMaxDepth.
   static Value from_json(const nlohmann::ordered_json& json);
+
+  // Levels of lists, dicts and namespaces; an Error when there would be more than kMaxDepth, so that what walks a value
+  // (printing, comparing, its destructor) does not run out of stack.
+  static constexpr int kMaxDepth = 200;
+  static constexpr int kNamespaceDepth = 100;
+  int depth() const { return depth_; }
 
   template <typename T>
   bool is() const {
@@ -105,6 +113,7 @@ class Value {
   std::variant<Undefined, None, bool, int64_t, double, std::string, std::shared_ptr<List>, std::shared_ptr<Dict>, Tuple,
                Namespace, std::shared_ptr<Function>>
       data_;
+  int depth_ = 0;
 };
 
 // The entry of a dict; null when there is none.
@@ -119,6 +128,9 @@ struct Arguments {
   // Argument `index`, or the one named `name`, or `fallback`.
   Value get(size_t index, const char* name, const Value& fallback = Value()) const;
 };
+
+// Where `part` begins in `text` at or after `begin`, or npos: in linear time, whatever the texts.
+size_t position_of(const std::string& text, const std::string& part, size_t begin);
 
 // The code points of a UTF-8 string, one string each; a broken byte is one by itself.
 std::vector<std::string> characters(const std::string& text);

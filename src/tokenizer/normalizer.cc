@@ -107,8 +107,14 @@ StatusOr<Normalizer> Normalizer::from_json(const json& value, const std::string&
 }
 
 StatusOr<std::string> Normalizer::apply(std::string text) const {
+  // Normal forms grow a text 18-fold at most (NFKC of one Arabic ligature); replacements one after the other have no
+  // end.
+  const size_t limit = 64 * text.size() + 4096;
   for (const auto& step : steps_) {
     ONEPASS_ASSIGN_OR_RETURN(text, step->apply(std::move(text)));
+    if (text.size() > limit) {
+      return resource_exhausted("normalizer: the text grows to ", text.size(), " bytes, expected at most ", limit);
+    }
   }
   return text;
 }

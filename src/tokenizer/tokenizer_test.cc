@@ -239,5 +239,23 @@ TEST(Tokenizer, ErrorsNameTheFileAndTheThing) {
             "/nonexistent/tokenizer.json: No such file or directory");
 }
 
+// Ten replacements of one letter by ten would make 10^10 of it.
+TEST(Tokenizer, ANormalizerThatGrowsWithoutEndIsAnError) {
+  const fs::path dir = fs::path(testing::TempDir()) / ("onepass_normalizer_test_" + std::to_string(::getpid()));
+  fs::create_directories(dir);
+  std::string steps;
+  for (int i = 0; i < 10; ++i) {
+    steps +=
+        (i > 0 ? "," : "") + std::string(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"})");
+  }
+  std::ofstream(dir / "tokenizer.json") << R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+      "normalizer": {"type": "Sequence", "normalizers": [)"
+                                        << steps << "]}}";
+  const auto tokenizer = Tokenizer::load(dir.string());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_NE((*tokenizer)->encode("a", {}).status().message().find("the text grows to"), std::string::npos);
+  fs::remove_all(dir);
+}
+
 }  // namespace
 }  // namespace onepass
