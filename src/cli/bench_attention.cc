@@ -254,15 +254,21 @@ void add_bench_attention_command(CLI::App& bench, Action& action) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command->add_option("--page-size", options->page_size)->check(CLI::Range(1, 256))->capture_default_str();
-  command
-      ->add_option("--heads", options->num_heads,
-                   "with --kv-heads and --head-dim: one shape instead of the standard ones")
-      ->check(CLI::Range(1, 4096));
-  command->add_option("--kv-heads", options->num_heads_kv)->check(CLI::Range(1, 4096));
-  command->add_option("--head-dim", options->head_dim)->check(CLI::Range(1, 512));
-  command->add_option("--batch", options->batch)->check(CLI::Range(1, 4096))->capture_default_str();
-  command->add_option("--seqlen-q", options->seqlen_q)->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  command->add_option("--seqlen-k", options->seqlen_k)->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  auto* heads = command
+                    ->add_option("--heads", options->num_heads,
+                                 "with --kv-heads and --head-dim: one shape instead of the standard ones")
+                    ->check(CLI::Range(1, 4096));
+  command->add_option("--kv-heads", options->num_heads_kv)->check(CLI::Range(1, 4096))->needs(heads);
+  command->add_option("--head-dim", options->head_dim)->check(CLI::Range(1, 512))->needs(heads);
+  command->add_option("--batch", options->batch)->check(CLI::Range(1, 4096))->capture_default_str()->needs(heads);
+  command->add_option("--seqlen-q", options->seqlen_q)
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->needs(heads);
+  command->add_option("--seqlen-k", options->seqlen_k)
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->needs(heads);
   command->add_option("--seconds", options->seconds, "time for each shape")
       ->check(CLI::Range(0.01, 600.0))
       ->capture_default_str();

@@ -106,6 +106,7 @@ void add_chat_command(CLI::App& app, Action& action) {
   options->engine.add_to(*command);
   command->add_option("--system", options->system, "system message");
   options->sampling.add_to(*command);
+  command->remove_option(command->get_option("--logprobs"));  // a conversation has no place to show them
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

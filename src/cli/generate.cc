@@ -107,9 +107,10 @@ void add_generate_command(CLI::App& app, Action& action) {
   auto* chat = command->add_flag("--chat", options->chat,
                                  "put the prompt through the model's chat template, as a user's message");
   command->add_option("--system", options->system, "a system message before it")->needs(chat);
-  command->add_flag("--json", options->json, "print one JSON object instead of text");
+  auto* json = command->add_flag("--json", options->json, "print one JSON object instead of text");
   command->add_flag("--quiet", options->quiet, "no summary on stderr");
   options->sampling.add_to(*command);
+  command->get_option("--logprobs")->needs(json);
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

@@ -14,15 +14,20 @@ std::string one_line(std::string message) {
   return message;
 }
 
-// CLI11 reads an empty text as the number 0.
-void refuse_empty_numbers(CLI::App& app) {
+// CLI11 reads an empty text as the number 0, and an empty path names nothing.
+void refuse_empty_values(CLI::App& app) {
+  for (const char* name : {"--model", "--file", "--chat", "--tools", "--plot", "--output", "--prompt-file"}) {
+    CLI::Option* const option = app.get_option_no_throw(name);
+    if (option == nullptr || option->get_type_size() == 0) continue;  // 0: a flag
+    option->check([](const std::string& text) { return text.empty() ? "expected a path, found none" : ""; }, "");
+  }
   for (CLI::Option* option : app.get_options()) {
     const std::string type = option->get_type_name();  // "INT:INT in [0 - 9]", "[INT,FLOAT]", ...
     if (type.find("INT") != std::string::npos || type.find("FLOAT") != std::string::npos) {
       option->check([](const std::string& text) { return text.empty() ? "expected a number, found none" : ""; }, "");
     }
   }
-  for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_numbers(*command);
+  for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_values(*command);
 }
 
 }  // namespace
@@ -45,7 +50,7 @@ int main(int argc, char** argv) {
   onepass::add_logits_command(app, action);
   onepass::add_perplexity_command(app, action);
   onepass::add_tokenize_command(app, action);
-  refuse_empty_numbers(app);
+  refuse_empty_values(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,5 +1,6 @@
 #include "cli/options.h"
 
+#include <charconv>
 #include <climits>
 #include <random>
 
@@ -51,8 +52,8 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
 
 void SamplingOptions::add_to(CLI::App& app) {
   const char* group = "Sampling (defaults: the model's generation_config.json)";
-  app.add_option("--temperature", temperature_, "0: greedy")->group(group);
-  app.add_flag("--greedy", greedy_, "the same as --temperature 0")->group(group);
+  auto* temperature = app.add_option("--temperature", temperature_, "0: greedy")->group(group);
+  app.add_flag("--greedy", greedy_, "the same as --temperature 0")->group(group)->excludes(temperature);
   app.add_option("--top-k", top_k_, "keep the k likeliest tokens; 0: all")->group(group);
   app.add_option("--top-p", top_p_, "keep the likeliest tokens that make up this probability")->group(group);
   app.add_option("--min-p", min_p_, "drop tokens less likely than this times the likeliest")->group(group);
@@ -62,7 +63,16 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->group(group);
   app.add_option("--frequency-penalty", frequency_penalty_, "the same, times how often")->group(group);
   app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit; may be given again")->group(group);
-  app.add_option("--seed", seed_, "the same seed gives the same text; unset: a random one, printed")->group(group);
+  app.add_option("--seed", seed_, "the same seed gives the same text; unset: a random one, printed")
+      ->check(
+          [](const std::string& text) -> std::string {
+            uint64_t seed = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+            return error == std::errc() && end == text.data() + text.size() ? ""
+                                                                            : "expected 0 to 2^64 - 1, found " + text;
+          },
+          "")
+      ->group(group);
   app.add_option("--max-tokens,--max-new-tokens", max_new_tokens_, "new tokens at most")
       ->check(CLI::Range(1, INT_MAX))
       ->capture_default_str()

@@ -131,7 +131,9 @@ void add_tokenize_command(CLI::App& app, Action& action) {
       ->allow_extra_args(false)
       ->needs(chat);
   command->add_flag("--no-generation-prompt", options->no_generation_prompt, "end after the last message")->needs(chat);
-  command->add_flag("--no-special-tokens", options->no_special_tokens, "do not add a BOS and its kin");
+  command->add_flag("--no-special-tokens", options->no_special_tokens, "do not add a BOS and its kin")
+      ->excludes(decode)
+      ->excludes(chat);
   command->add_flag("--skip-special-tokens", options->skip_special_tokens, "leave special tokens out of decoded text")
       ->needs(decode);
   command->add_flag("--json", options->json, "one JSON object: ids, tokens and text");
