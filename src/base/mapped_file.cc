@@ -24,7 +24,7 @@ constexpr size_t kPage = 4096;
 }  // namespace
 
 StatusOr<MappedFile> MappedFile::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return system_error(path, errno);
   struct stat info;
   if (::fstat(fd, &info) != 0) {

@@ -22,8 +22,9 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
   if (options.context_length == 0) options.context_length = config.max_position_embeddings;
   if (options.max_outputs_per_step == 0) options.max_outputs_per_step = options.max_requests;
   if (!options.kv_dtype) options.kv_dtype = decoder->weights_dtype();
-  options.max_tokens_per_step = std::max(
-      options.max_requests, std::min(options.max_tokens_per_step, options.context_length * options.max_requests));
+  const int64_t all_tokens = int64_t{options.context_length} * options.max_requests;
+  options.max_tokens_per_step =
+      std::max(options.max_requests, static_cast<int>(std::min<int64_t>(options.max_tokens_per_step, all_tokens)));
 
   const auto pages = [&](int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };
   // Page 0 is the dummy request's.

@@ -115,6 +115,9 @@ TEST(ChatTemplate, HostileTemplatesEnd) {
               use + " %}{% endif %}"))
         << use;
   }
+  EXPECT_EQ(*render("{{ (-1) ** 9223372036854775807 }}{{ '' * 9223372036854775807 }}{{ [] * 9223372036854775807 }}", {},
+                    ordered_json::object()),
+            "-1[]");
   EXPECT_TRUE(fails("{{ range(99999)|map('string')|unique|list|length }}"));
   EXPECT_TRUE(fails("{% for i in range(99999) %}{{ range(99999)|list|sort(reverse=true)|length }}{% endfor %}"));
   EXPECT_TRUE(fails("{{ 'a' * 9000000 in 'a' * 16000000 ~ 'b' }}{{ 1 / 0 }}"));  // in linear time

@@ -370,6 +370,7 @@ class Evaluator {
 
   static Value repeat(const Value& value, int64_t count) {
     const size_t size = value.is_string() ? value.string().size() : value.list().size() * 16;
+    if (size == 0) return value;
     if (count > 0 && size * static_cast<double>(count) > static_cast<double>(kMaxOutput))
       throw Error("a repetition too long");
     std::string text;
@@ -416,8 +417,9 @@ class Evaluator {
       }
     } else {
       result = 1;
-      for (int64_t i = 0; i < y && !overflow && !(x == 0 || x == 1); ++i)
-        overflow = __builtin_mul_overflow(result, x, &result);
+      // Powers of -1 go by the exponent's parity, those of 0 and 1 do not change: no loop of 2^63 rounds.
+      const int64_t rounds = x == -1 ? y % 2 : x == 0 || x == 1 ? 0 : y;
+      for (int64_t i = 0; i < rounds && !overflow; ++i) overflow = __builtin_mul_overflow(result, x, &result);
       if (x == 0 && y > 0) result = 0;
     }
     if (overflow) throw Error("a whole number too large");
