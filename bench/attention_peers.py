@@ -86,8 +86,8 @@ def main() -> None:
     for i, shape in enumerate(shapes):
         runs = [o["shapes"][i] for o in ours]
         ms, peer = median(r["ms"] for r in runs), median(t[i] for t in theirs)
-        of_peak, of_dram = median(r["of_peak"] for r in runs), median(r["of_dram"] for r in runs)
-        print(f"{shape['name']:24} {ms:9.3f} {of_peak:8.1%} {of_dram:8.1%} {peer:9.3f} {peer / ms:6.2f}x")
+        of_peak, of_read = median(r["of_peak"] for r in runs), median(r["of_read"] for r in runs)
+        print(f"{shape['name']:24} {ms:9.3f} {of_peak:8.1%} {of_read:8.1%} {peer:9.3f} {peer / ms:6.2f}x")
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ Status run(const AttentionOptions& options) {
                                 {"of_peak", gflops / peak},
                                 {"kv_gb_per_s", gbytes},
                                 {"plain_read_ms", read_seconds * 1e3},
-                                {"of_dram", read_seconds / seconds}});
+                                {"of_read", read_seconds / seconds}});
   }
   if (options.json) std::printf("%s\n", output.dump(2).c_str());
   return ok_status();

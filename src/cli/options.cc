@@ -77,7 +77,8 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->check(CLI::Range(1, INT_MAX))
       ->capture_default_str()
       ->group(group);
-  app.add_option("--min-tokens,--min-new-tokens", min_new_tokens_, "new tokens at least")
+  app.add_option("--min-tokens,--min-new-tokens", min_new_tokens_,
+                 "no end token before so many new tokens (a stop string still ends)")
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str()
       ->group(group);

@@ -165,6 +165,7 @@ void SafetensorsWriter::FileCloser::operator()(std::FILE* file) const {
 }
 
 StatusOr<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, const Tensor& tensor) {
+  if (path.empty()) return invalid_argument("output: expected a file's name, found none");
   SafetensorsWriter writer;
   writer.path_ = path;
   writer.expected_ = 1;
@@ -175,8 +176,7 @@ StatusOr<SafetensorsWriter> SafetensorsWriter::create(const std::string& path, c
   const bool in_place = std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
   if (!in_place) writer.file_.get_deleter().unfinished = path + ".unfinished";
   const std::string& opened = in_place ? path : writer.file_.get_deleter().unfinished;
-  writer.file_.reset(path.empty() ? nullptr : std::fopen(opened.c_str(), "wb"));
-  if (path.empty()) return invalid_argument("output: expected a file's name, found none");
+  writer.file_.reset(std::fopen(opened.c_str(), "wb"));
   if (writer.file_ == nullptr) return invalid_argument(path, ": ", std::strerror(errno));
   const json header = {
       {tensor.name, {{"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {0, writer.expected_ * 4}}}}};

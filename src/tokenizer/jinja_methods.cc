@@ -380,9 +380,7 @@ Dict global_functions() {
           {"dict", function([](const Arguments& a) -> Value { return merged(a); })},
           {"namespace", function([](const Arguments& a) -> Value {
              Dict attributes = merged(a);
-             for (const auto& [name, value] : attributes) {
-               if (value.depth() >= Value::kNamespaceDepth) throw Error("namespace: a value nested too deeply");
-             }
+             for (const auto& [name, value] : attributes) check_attribute(value);
              return Value::Namespace{std::make_shared<Dict>(std::move(attributes))};
            })},
           {"raise_exception", function([](const Arguments& a) -> Value { throw Error(a.get(0, "message").str()); })}};

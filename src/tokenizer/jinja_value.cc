@@ -10,7 +10,6 @@
 namespace onepass::jinja {
 namespace {
 
-constexpr size_t kMaxText = size_t{16} << 20;  // bytes that a value may take to print
 constexpr int64_t kMaxVisits =
     10'000'000;  // of one comparison: lists that share their parts have more paths than parts
 
@@ -346,6 +345,11 @@ Value Arguments::get(size_t index, const char* name, const Value& fallback) cons
   if (index < positional.size()) return positional[index];
   const Value* value = find(named, name);
   return value != nullptr ? *value : fallback;
+}
+
+void check_attribute(const Value& value) {
+  if (value.depth() < Value::kNamespaceDepth) return;
+  throw Error("a namespace's attribute can be neither a namespace nor hold one, nor be nested too deeply");
 }
 
 size_t position_of(const std::string& text, const std::string& part, size_t begin) {

@@ -129,6 +129,12 @@ struct Arguments {
   Value get(size_t index, const char* name, const Value& fallback = Value()) const;
 };
 
+// Bytes of any text that a template makes.
+inline constexpr size_t kMaxText = size_t{16} << 20;
+
+// An Error for what cannot be put into a namespace.
+void check_attribute(const Value& value);
+
 // Where `part` begins in `text` at or after `begin`, or npos: in linear time, whatever the texts.
 size_t position_of(const std::string& text, const std::string& part, size_t begin);
 
