@@ -1,5 +1,5 @@
-// Tiny random models of every architecture and config feature, made by the transformers library (tools/make_golden_models.py),
-// against the logits and greedy continuations that it gave.
+// Tiny random models of every architecture and config feature, made by the transformers library
+// (tools/make_golden_models.py), against the logits and greedy continuations that it gave.
 #include <gtest/gtest.h>
 
 #include <algorithm>
