@@ -30,18 +30,6 @@ int reuse_prefix(Engine& engine, Sequence& sequence, const std::vector<int32_t>&
 
 }  // namespace
 
-std::string_view to_string(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "cancelled";
-  }
-  return "unknown";
-}
-
 StatusOr<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, Sequence& sequence,
                                     const GenerationRequest& request) {
   ONEPASS_RETURN_IF_ERROR(validate(request.sampling, engine.config().vocab_size));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/finish_reason.h"
 #include "engine/sampler.h"
 #include "tokenizer/tokenizer.h"
 
@@ -22,9 +23,6 @@ struct GenerationRequest {
   // Set by another thread or a signal handler to end the answer early; may be null.
   const std::atomic<bool>* cancel = nullptr;
 };
-
-enum class FinishReason { kStop, kLength, kCancelled };
-std::string_view to_string(FinishReason reason);
 
 struct GenerationStats {
   int prompt_tokens = 0;

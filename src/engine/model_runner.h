@@ -54,6 +54,9 @@ class ModelRunner {
   // options' limits.
   std::span<float> forward(const Batch& batch);
 
+  // Copies K and V of the first `num_tokens` tokens of one page to another, in every layer.
+  void copy_page(int from, int to, int num_tokens) { pool_.copy_page(from, to, num_tokens); }
+
  private:
   ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, std::unique_ptr<Decoder> decoder,
               KvPool pool, RequestTable table);

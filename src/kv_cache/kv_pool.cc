@@ -1,5 +1,8 @@
 #include "kv_cache/kv_pool.h"
 
+#include <cstddef>
+#include <cstring>
+
 #include "base/memory_info.h"
 
 namespace onepass {
@@ -42,6 +45,16 @@ StatusOr<KvPool> KvPool::create(const KvPoolConfig& config) {
     pool.v_.push_back(std::move(v));
   }
   return pool;
+}
+
+void KvPool::copy_page(int from, int to, int num_tokens) {
+  const auto copy = [&](Buffer& buffer, int64_t row_stride) {
+    const int64_t row = row_stride * static_cast<int64_t>(size_of(config_.dtype)), page = row * config_.page_size;
+    auto* const data = static_cast<std::byte*>(buffer.data());
+    std::memcpy(data + to * page, data + from * page, static_cast<size_t>(num_tokens) * row);
+  };
+  for (Buffer& k : k_) copy(k, k_row_stride());
+  for (Buffer& v : v_) copy(v, v_row_stride());
 }
 
 }  // namespace onepass

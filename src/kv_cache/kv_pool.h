@@ -35,6 +35,9 @@ class KvPool {
   void* k(int layer) { return k_.at(layer).data(); }
   void* v(int layer) { return v_.at(layer).data(); }
 
+  // Copies K and V of the first `num_tokens` tokens of page `from` to page `to`, in every layer.
+  void copy_page(int from, int to, int num_tokens);
+
   // Strides in elements.
   int64_t k_head_stride() const { return config_.head_dim; }
   int64_t v_head_stride() const { return config_.head_dim_v; }

@@ -2,10 +2,24 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "engine/sampler.h"
+
 namespace onepass {
+
+// Why a request was not admitted when the last step was planned.
+enum class WaitReason : uint8_t { kNone, kStep, kRequests, kPages, kBudget, kPrefix, kRetraction };
+
+constexpr std::string_view to_string(WaitReason reason) {
+  constexpr std::string_view kNames[] = {"nothing",    "the next step", "a place among those that run",
+                                         "pages",      "token budget",  "a prefix that another request computes",
+                                         "others after a retraction"};
+  return kNames[static_cast<int>(reason)];
+}
 
 // Owned by the Scheduler (or a test); the planner writes the second half, whoever learns tokens appends to `tokens`.
 struct Request {
@@ -18,6 +32,8 @@ struct Request {
   std::string salt;    // shares pages with requests of the same salt only
   // Siblings of one prompt (n > 1): they start from the first one's pages and logits once these are there.
   const Request* fork_of = nullptr;
+  // Chooses its tokens on the device; null in tests that have none.
+  std::unique_ptr<Sampler> sampler;
 
   // The planner's.
   enum class State : uint8_t { kWaiting, kRunning, kFinished };
@@ -26,6 +42,7 @@ struct Request {
   int num_computed = 0;    // tokens whose K and V are in the cache once all planned steps have run
   int num_in_flight = 0;   // planned steps whose sampled token is not known yet
   bool is_planned = false;  // in the step that is being planned
+  WaitReason wait_reason = WaitReason::kStep;
   int num_retractions = 0;
   int cached_tokens = -1;  // of the prompt, found in the cache when it was first admitted; -1: not yet
 

@@ -51,7 +51,9 @@ StepPlan StepPlanner::plan() {
   plan_decodes(plan, budget);
   continue_prefills(plan, budget);
   // Who has just lost its pages must not get them back in the same breath.
-  if (!has_retracted_) admit(plan, budget);
+  const auto [first_left, reason] =
+      has_retracted_ ? std::pair{size_t{0}, WaitReason::kRetraction} : admit(plan, budget);
+  for (size_t i = first_left; i < waiting_.size(); ++i) waiting_[i]->wait_reason = reason;
   for (const StepPlan::Item& item : plan.items) {
     item.request->is_planned = false;
     for (Request* fork : item.forks) fork->is_planned = false;
@@ -195,27 +197,30 @@ void StepPlanner::start_running(Request* request, int slot) {
   if (listener_) listener_(PlanEvent::kAdmitted, *request);
 }
 
-void StepPlanner::admit(StepPlan& plan, int& budget) {
-  if (waiting_.empty() || budget <= 0) return;
-  sort_waiting();
-  for (size_t i = 0; i < waiting_.size() && budget > 0;) {
-    if (static_cast<int>(running_.size()) >= options_.max_running_requests) return;
+std::pair<size_t, WaitReason> StepPlanner::admit(StepPlan& plan, int& budget) {
+  if (!waiting_.empty() && budget > 0) sort_waiting();
+  size_t i = 0;
+  while (i < waiting_.size()) {
+    if (budget <= 0) return {i, WaitReason::kBudget};
+    if (static_cast<int>(running_.size()) >= options_.max_running_requests) return {i, WaitReason::kRequests};
     Request* const request = waiting_[i];
     const Request* const leader = request->fork_of;
     const bool leader_is_on_its_way = leader != nullptr && leader->state != Request::State::kFinished &&
                                       leader->num_planned() == leader->num_prompt_tokens;
-    if (request->num_in_flight > 0 || leader_is_on_its_way ||
-        should_wait(*request, cache_.cached_tokens(request->tokens, request->salt))) {
+    const bool must_wait = leader_is_on_its_way ||
+                           should_wait(*request, cache_.cached_tokens(request->tokens, request->salt));
+    if (must_wait || request->num_in_flight > 0) {
+      request->wait_reason = must_wait ? WaitReason::kPrefix : WaitReason::kStep;
       ++i;
       continue;
     }
     const auto opened = cache_.open(request->tokens, request->salt);
-    if (!opened) return;
+    if (!opened) return {i, WaitReason::kRequests};
     request->slot = opened->slot;
     if (!running_.empty() && !fits(*request)) {
       cache_.close(opened->slot, {});
       request->slot = -1;
-      return;
+      return {i, WaitReason::kPages};
     }
     waiting_.erase(waiting_.begin() + static_cast<int64_t>(i));
     start_running(request, opened->slot);
@@ -225,6 +230,7 @@ void StepPlanner::admit(StepPlan& plan, int& budget) {
     add_chunk(request, plan, budget);
     if (waiting_.size() != before) i = 0;  // its forks have left the queue
   }
+  return {i, WaitReason::kNone};
 }
 
 void StepPlanner::on_token(Request* request, int32_t token) {

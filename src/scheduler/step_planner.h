@@ -5,6 +5,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kv_cache/kv_cache_manager.h"
@@ -83,7 +84,8 @@ class StepPlanner {
  private:
   void plan_decodes(StepPlan& plan, int& budget);
   void continue_prefills(StepPlan& plan, int& budget);
-  void admit(StepPlan& plan, int& budget);
+  // Returns the first waiting request that it did not look at, and why.
+  std::pair<size_t, WaitReason> admit(StepPlan& plan, int& budget);
   // Takes as much of `request`'s prompt into the step as budget and pages allow; false when that is nothing.
   bool add_chunk(Request* request, StepPlan& plan, int& budget);
   void add_item(Request* request, int num_tokens, StepPlan& plan, int& budget);

@@ -1,0 +1,75 @@
+// A submitted request: its answers, from arrival to the last piece.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "scheduler/completion.h"
+#include "scheduler/generation.h"
+#include "scheduler/request.h"
+
+namespace onepass {
+
+using SteadyClock = std::chrono::steady_clock;
+
+// One of the answers.
+struct Answer {
+  Request request;
+  std::optional<Completion> completion;
+  int index = 0;
+  double total_logprob = 0.0;
+  GenerateStats stats;
+  FinishReason end_reason = FinishReason::kLength;  // once it has ended
+  std::vector<GenerateOutput> held;  // best_of > n: nothing is shown before the best are known
+};
+
+// Pieces that have become certain in a step, handed out once its books are closed: whoever reads the last piece finds
+// the pages free and the counts right.
+struct Delivery {
+  std::shared_ptr<const OutputCallback> on_output;
+  GenerateOutput output;
+};
+
+// Used by the scheduler's thread alone.
+class RequestGroup {
+ public:
+  // `first_id` is the first answer's id; each has one of its own. `max_tokens`: what context and cache allow in all.
+  RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallback on_output, const Tokenizer& tokenizer,
+               const std::vector<int32_t>& eos_token_ids, int max_tokens);
+
+  // Where pieces go; set before anything else is called, and outlives the group.
+  void set_outbox(std::vector<Delivery>* outbox) { outbox_ = outbox; }
+
+  uint64_t id() const { return answers_.front()->request.id; }
+  std::vector<std::unique_ptr<Answer>>& answers() { return answers_; }
+  std::optional<SteadyClock::time_point> deadline() const { return deadline_; }
+  double seconds_since_arrival() const;
+
+  // A sampled token of one answer; returns true when the answer is complete with it.
+  bool on_token(Answer& answer, SampledToken token);
+  // Ends an answer from outside.
+  void end(Answer& answer, FinishReason reason, const Status& status = ok_status());
+
+  int num_ended() const { return num_ended_; }
+  // All answers have ended, and no step in flight will bring more tokens for any of them.
+  bool is_over() const;
+
+ private:
+  // Puts `output` into the outbox, or keeps it until the best answers are known.
+  void deliver(Answer& answer, GenerateOutput output);
+  void deliver_best();
+  void finish(Answer& answer, GenerateOutput output, FinishReason reason);
+
+  const int n_;
+  const bool wants_logprobs_;
+  const std::shared_ptr<const OutputCallback> on_output_;
+  std::vector<Delivery>* outbox_ = nullptr;
+  const SteadyClock::time_point arrived_at_ = SteadyClock::now();
+  std::optional<SteadyClock::time_point> deadline_;
+  std::vector<std::unique_ptr<Answer>> answers_;
+  int num_ended_ = 0;
+};
+
+}  // namespace onepass

@@ -1,0 +1,262 @@
+#include "scheduler/scheduler_loop.h"
+
+#include <algorithm>
+#include <future>
+#include <utility>
+
+#include "base/check.h"
+
+namespace onepass {
+
+SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer& tokenizer, const SchedulerOptions& options,
+                             std::unique_ptr<Trace> trace)
+    : runner_(runner),
+      tokenizer_(tokenizer),
+      options_(options),
+      trace_(std::move(trace)),
+      cache_(runner.table(), runner.pool().config().num_pages, runner.options().page_size, options.prefix_caching),
+      planner_({.max_tokens_per_step = runner.options().max_tokens_per_step,
+                .max_running_requests = runner.options().max_requests,
+                .policy = options.longest_prefix_first ? SchedulePolicy::kLpm : SchedulePolicy::kFcfs},
+               cache_),
+      executor_(runner) {
+  planner_.set_listener([this](PlanEvent event, const Request& request) { on_plan_event(event, request); });
+  publish();
+  thread_ = std::thread([this] { run(); });
+}
+
+SchedulerLoop::~SchedulerLoop() {
+  send([](Inbox& inbox) { inbox.stop = true; });
+  thread_.join();
+}
+
+int SchedulerLoop::max_tokens() const {
+  const int64_t in_cache = int64_t{runner_.pool().config().num_pages - 1} * runner_.options().page_size;
+  return static_cast<int>(std::min<int64_t>(runner_.options().context_length, in_cache));
+}
+
+void SchedulerLoop::send(const std::function<void(Inbox&)>& change) {
+  {
+    const std::lock_guard lock(mutex_);
+    change(inbox_);
+  }
+  wake_.notify_one();
+}
+
+StatusOr<uint64_t> SchedulerLoop::submit(GenerateRequest request, OutputCallback on_output) {
+  const int count = std::max(request.n, request.best_of);
+  uint64_t id = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const int waiting = published_.waiting_requests + inbox_.num_requests;
+    if (waiting + count > options_.max_queued_requests) {
+      return resource_exhausted("queue full: ", waiting, " of ", options_.max_queued_requests, " places taken");
+    }
+    id = next_id_;
+    next_id_ += static_cast<uint64_t>(count);
+    inbox_.num_requests += count;
+    inbox_.arrivals.push_back(std::make_unique<RequestGroup>(id, std::move(request), std::move(on_output), tokenizer_,
+                                                             runner_.config().eos_token_ids, max_tokens()));
+  }
+  wake_.notify_one();
+  return id;
+}
+
+void SchedulerLoop::cancel(uint64_t id) {
+  send([id](Inbox& inbox) { inbox.cancels.push_back(id); });
+}
+
+SchedulerStats SchedulerLoop::stats() const {
+  const std::lock_guard lock(mutex_);
+  SchedulerStats stats = published_;
+  stats.waiting_requests += inbox_.num_requests;
+  return stats;
+}
+
+void SchedulerLoop::run_between_steps(const std::function<void()>& task) {
+  std::promise<void> done;
+  send([&](Inbox& inbox) {
+    inbox.tasks.emplace_back([&] {
+      task();
+      done.set_value();
+    });
+  });
+  done.get_future().wait();
+}
+
+void SchedulerLoop::clear_prefix_cache() {
+  run_between_steps([this] {
+    cache_.clear_prefix_cache();
+    publish();
+  });
+}
+
+std::vector<std::string> SchedulerLoop::check() {
+  std::vector<std::string> wrong;
+  run_between_steps([&] {
+    wrong = cache_.check();
+    for (std::string& line : planner_.check()) wrong.push_back(std::move(line));
+  });
+  return wrong;
+}
+
+void SchedulerLoop::run() {
+  while (true) {
+    Inbox inbox = receive();
+    const auto start = SteadyClock::now();
+    const double device_before = executor_.device_seconds();
+    for (std::unique_ptr<RequestGroup>& group : inbox.arrivals) arrive(std::move(group));
+    for (const uint64_t id : inbox.cancels) {
+      if (const auto group = groups_.find(id); group != groups_.end()) {
+        end_group(*group->second, FinishReason::kCancelled);
+      }
+    }
+    end_overdue();
+    for (const std::function<void()>& task : inbox.tasks) task();
+    if (inbox.stop) break;
+    while (executor_.num_in_flight() < options_.steps_in_flight && launch()) {
+    }
+    if (executor_.num_in_flight() > 0) {
+      collect();
+    } else if (!planner_.idle()) {
+      fail_stuck();
+    }
+    reap();
+    totals_.device_seconds = executor_.device_seconds();
+    totals_.host_seconds += std::chrono::duration<double>(SteadyClock::now() - start).count() -
+                            (totals_.device_seconds - device_before);
+    publish();
+  }
+  while (executor_.num_in_flight() > 0) collect();
+  for (const auto& [id, group] : groups_) end_group(*group, FinishReason::kCancelled);
+  reap();
+  publish();
+}
+
+SchedulerLoop::Inbox SchedulerLoop::receive() {
+  std::unique_lock lock(mutex_);
+  wake_.wait(lock, [&] { return !inbox_.empty() || executor_.num_in_flight() > 0 || !planner_.idle(); });
+  published_.waiting_requests += inbox_.num_requests;  // until publish() counts them
+  return std::exchange(inbox_, Inbox());
+}
+
+void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
+  group->set_outbox(&outbox_);
+  if (group->deadline()) with_deadline_.push_back(group->id());
+  for (const std::unique_ptr<Answer>& answer : group->answers()) {
+    places_[&answer->request] = {group.get(), answer.get()};
+    if (trace_) trace_->arrived(answer->request);
+    planner_.add(&answer->request);
+  }
+  const uint64_t id = group->id();
+  groups_[id] = std::move(group);
+}
+
+void SchedulerLoop::on_plan_event(PlanEvent event, const Request& request) {
+  if (event == PlanEvent::kRetracted) {
+    ++totals_.retractions;
+    if (trace_) trace_->retracted(request);
+    return;
+  }
+  const auto [group, answer] = places_.at(&request);
+  if (request.num_retractions == 0) {
+    answer->stats.queue_seconds = group->seconds_since_arrival();
+    totals_.prompt_tokens += request.num_prompt_tokens;
+  }
+  if (trace_) trace_->admitted(request);
+}
+
+bool SchedulerLoop::launch() {
+  const StepPlan plan = planner_.plan();
+  if (plan.empty()) return false;
+  const auto begin = SteadyClock::now();
+  executor_.launch(plan);
+  ++totals_.steps;
+  totals_.computed_tokens += plan.num_tokens();
+  if (trace_) {
+    trace_->step(plan, begin, SteadyClock::now(), planner_,
+                 {.free = cache_.num_free(), .cached = cache_.num_cached(), .total = cache_.capacity()},
+                 cache_.num_evicted());
+  }
+  return true;
+}
+
+void SchedulerLoop::collect() {
+  for (StepExecutor::Sampled& sampled : executor_.collect()) {
+    Request* const request = sampled.request;
+    const auto [group, answer] = places_.at(request);
+    const bool has_ended = request->state == Request::State::kFinished;
+    planner_.on_token(request, sampled.token.ok() ? sampled.token->token : 0);
+    if (has_ended) continue;
+    if (!sampled.token.ok()) {
+      end(*group, *answer, FinishReason::kError, sampled.token.status());
+      continue;
+    }
+    ++totals_.generated_tokens;
+    if (request->num_generated() == 1) totals_.cached_tokens += std::max(0, request->cached_tokens);
+    if (group->on_token(*answer, *std::move(sampled.token))) leave(*group, *answer);
+  }
+}
+
+void SchedulerLoop::leave(RequestGroup& group, Answer& answer) {
+  if (trace_) trace_->ended(answer.request, to_string(answer.end_reason));
+  planner_.finish(&answer.request);
+  ++totals_.finished_requests;
+  ending_.push_back(group.id());
+}
+
+void SchedulerLoop::end(RequestGroup& group, Answer& answer, FinishReason reason, const Status& status) {
+  if (answer.request.state == Request::State::kFinished) return;
+  group.end(answer, reason, status);
+  leave(group, answer);
+}
+
+void SchedulerLoop::end_group(RequestGroup& group, FinishReason reason) {
+  for (const std::unique_ptr<Answer>& answer : group.answers()) end(group, *answer, reason, ok_status());
+}
+
+void SchedulerLoop::end_overdue() {
+  if (with_deadline_.empty()) return;
+  const auto now = SteadyClock::now();
+  std::erase_if(with_deadline_, [&](uint64_t id) {
+    const auto group = groups_.find(id);
+    if (group == groups_.end()) return true;
+    if (now < *group->second->deadline()) return false;
+    end_group(*group->second, FinishReason::kTimeout);
+    return true;
+  });
+}
+
+void SchedulerLoop::fail_stuck() {
+  Request* const request = planner_.running().empty() ? planner_.waiting()[0] : planner_.running()[0];
+  const auto [group, answer] = places_.at(request);
+  end(*group, *answer, FinishReason::kError, absl::InternalError("the scheduler could not plan a step for it"));
+}
+
+void SchedulerLoop::reap() {
+  std::erase_if(ending_, [&](uint64_t id) {
+    const auto place = groups_.find(id);
+    if (place == groups_.end()) return true;
+    if (!place->second->is_over()) return place->second->num_ended() < std::ssize(place->second->answers());
+    for (const std::unique_ptr<Answer>& answer : place->second->answers()) places_.erase(&answer->request);
+    groups_.erase(place);
+    return true;
+  });
+}
+
+void SchedulerLoop::publish() {
+  totals_.evicted_pages = cache_.num_evicted();
+  {
+    const std::lock_guard lock(mutex_);
+    published_ = totals_;
+    published_.running_requests = static_cast<int>(planner_.running().size());
+    published_.waiting_requests = static_cast<int>(planner_.waiting().size());
+    published_.total_pages = cache_.capacity();
+    published_.free_pages = cache_.num_free();
+    published_.cached_pages = cache_.num_cached();
+  }
+  for (const Delivery& delivery : outbox_) (*delivery.on_output)(delivery.output);
+  outbox_.clear();
+}
+
+}  // namespace onepass

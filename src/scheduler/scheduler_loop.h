@@ -1,0 +1,104 @@
+// The scheduler's thread: receives, plans, computes, hands out.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "scheduler/request_group.h"
+#include "scheduler/scheduler.h"
+#include "scheduler/step_executor.h"
+#include "scheduler/step_planner.h"
+#include "scheduler/trace.h"
+
+namespace onepass {
+
+// The thread and all that it alone touches; what other threads send it comes through the inbox.
+class SchedulerLoop {
+ public:
+  // `trace` may be null; the rest as for Scheduler::create.
+  SchedulerLoop(ModelRunner& runner, const Tokenizer& tokenizer, const SchedulerOptions& options,
+                std::unique_ptr<Trace> trace);
+  ~SchedulerLoop();
+  SchedulerLoop(const SchedulerLoop&) = delete;
+  SchedulerLoop& operator=(const SchedulerLoop&) = delete;
+
+  // From any thread; as in Scheduler.
+  const ModelRunner& runner() const { return runner_; }
+  int max_tokens() const;  // of one sequence: what context and cache hold
+  StatusOr<uint64_t> submit(GenerateRequest request, OutputCallback on_output);
+  void cancel(uint64_t id);
+  SchedulerStats stats() const;
+  // Runs `task` on the thread, between two steps, and waits for it.
+  void run_between_steps(const std::function<void()>& task);
+  void clear_prefix_cache();
+  std::vector<std::string> check();
+
+ private:
+  struct Inbox {
+    std::vector<std::unique_ptr<RequestGroup>> arrivals;
+    std::vector<uint64_t> cancels;
+    std::vector<std::function<void()>> tasks;
+    int num_requests = 0;  // of the arrivals
+    bool stop = false;
+
+    bool empty() const { return arrivals.empty() && cancels.empty() && tasks.empty() && !stop; }
+  };
+  struct Place {
+    RequestGroup* group;
+    Answer* answer;
+  };
+
+  void send(const std::function<void(Inbox&)>& change);
+  void run();
+  // Blocks while there is nothing to do.
+  Inbox receive();
+  void arrive(std::unique_ptr<RequestGroup> group);
+  void on_plan_event(PlanEvent event, const Request& request);
+  // Plans a step and starts it; false when there is none.
+  bool launch();
+  // Hands out the tokens of the oldest step.
+  void collect();
+  // The answer has ended: its pages are free.
+  void leave(RequestGroup& group, Answer& answer);
+  void end(RequestGroup& group, Answer& answer, FinishReason reason, const Status& status);
+  void end_group(RequestGroup& group, FinishReason reason);
+  void end_overdue();
+  // Requests are there, but no step can be planned and none is under way: a defect. One of them fails, so that the rest
+  // go on.
+  void fail_stuck();
+  // Forgets groups that are over.
+  void reap();
+  // Shows the counts to other threads, then hands out the pieces.
+  void publish();
+
+  ModelRunner& runner_;
+  const Tokenizer& tokenizer_;
+  const SchedulerOptions options_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  Inbox inbox_;               // guarded by mutex_
+  SchedulerStats published_;  // guarded by mutex_
+  uint64_t next_id_ = 1;      // guarded by mutex_
+
+  // The thread's own.
+  std::unique_ptr<Trace> trace_;  // may be null
+  KvCacheManager cache_;
+  StepPlanner planner_;
+  StepExecutor executor_;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<RequestGroup>> groups_;
+  absl::flat_hash_map<const Request*, Place> places_;
+  std::vector<Delivery> outbox_;
+  std::vector<uint64_t> with_deadline_;
+  std::vector<uint64_t> ending_;  // groups of which an answer has ended
+  SchedulerStats totals_;         // the counts since the start
+
+  std::thread thread_;  // last: it uses the rest
+};
+
+}  // namespace onepass

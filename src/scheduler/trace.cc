@@ -1,0 +1,117 @@
+#include "scheduler/trace.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_format.h"
+
+namespace onepass {
+namespace {
+
+constexpr int kEngine = 1, kRequests = 2;  // "processes" of the trace: groups of lanes
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Trace>> Trace::create(const std::string& path) {
+  std::FILE* const file = std::fopen(path.c_str(), "w");
+  if (file == nullptr) return absl::PermissionDeniedError(str_cat(path, ": ", std::strerror(errno)));
+  return std::unique_ptr<Trace>(new Trace(file, path));
+}
+
+Trace::Trace(std::FILE* file, std::string path) : file_(file), path_(std::move(path)) {
+  std::fputs("[\n", file_);
+  event("process_name", 'M', kEngine, 0, 0, R"(,"args":{"name":"engine"})");
+  event("thread_name", 'M', kEngine, 0, 0, R"(,"args":{"name":"steps"})");
+  event("process_name", 'M', kRequests, 0, 0, R"(,"args":{"name":"requests"})");
+}
+
+Trace::~Trace() { (void)close(); }
+
+Status Trace::close() {
+  if (file_ == nullptr) return ok_status();
+  // The last event has a comma behind it: an empty one ends the list.
+  std::fputs("{}]\n", file_);
+  const bool failed = std::ferror(file_) != 0;
+  const bool closed = std::fclose(file_) == 0;
+  file_ = nullptr;
+  return failed || !closed ? absl::DataLossError(str_cat(path_, ": cannot write")) : ok_status();
+}
+
+double Trace::micros(Clock::time_point time) const {
+  return std::chrono::duration<double, std::micro>(time - start_).count();
+}
+
+void Trace::event(std::string_view name, char phase, int process, uint64_t lane, double time, const std::string& more) {
+  absl::FPrintF(file_, "{\"name\":\"%s\",\"ph\":\"%c\",\"pid\":%d,\"tid\":%d,\"ts\":%.1f%s},\n", std::string(name),
+                phase, process, lane, time, more);
+}
+
+void Trace::arrived(const Request& request) {
+  event("thread_name", 'M', kRequests, request.id, 0,
+        absl::StrFormat(",\"args\":{\"name\":\"request %d: %d tokens\"}", request.id, request.num_prompt_tokens));
+  waits_[request.id] = {.since = micros(Clock::now())};
+}
+
+void Trace::end_wait(const Request& request, double now) {
+  const auto wait = waits_.find(request.id);
+  if (wait == waits_.end()) return;
+  event(str_cat("waits for ", to_string(wait->second.reason)), 'X', kRequests, request.id, wait->second.since,
+        absl::StrFormat(",\"dur\":%.1f,\"cname\":\"terrible\"", now - wait->second.since));
+}
+
+void Trace::admitted(const Request& request) {
+  end_wait(request, micros(Clock::now()));
+  waits_.erase(request.id);
+}
+
+void Trace::retracted(const Request& request) {
+  const double now = micros(Clock::now());
+  event("retracted", 'i', kRequests, request.id, now, R"(,"s":"t")");
+  waits_[request.id] = {.since = now, .reason = WaitReason::kRetraction};
+}
+
+void Trace::ended(const Request& request, std::string_view reason) {
+  const double now = micros(Clock::now());
+  end_wait(request, now);
+  waits_.erase(request.id);
+  event(str_cat("ends: ", reason), 'i', kRequests, request.id, now, R"(,"s":"t")");
+}
+
+void Trace::step(const StepPlan& plan, Clock::time_point begin, Clock::time_point end, const StepPlanner& planner,
+                 const Pages& pages, int64_t evicted_pages) {
+  const double from = micros(begin), length = micros(end) - from;
+  int prefill = 0, decode = 0;
+  for (const StepPlan::Item& item : plan.items) {
+    const bool is_decode = item.first_position >= item.request->num_prompt_tokens && item.num_tokens == 1;
+    (is_decode ? decode : prefill) += item.num_tokens;
+    event(is_decode ? "decode" : "prefill", 'X', kRequests, item.request->id, from,
+          absl::StrFormat(",\"dur\":%.1f,\"args\":{\"first\":%d,\"tokens\":%d}", length, item.first_position,
+                          item.num_tokens));
+    for (const Request* fork : item.forks) {
+      event("fork", 'i', kRequests, fork->id, from, R"(,"s":"t")");
+    }
+  }
+  event(str_cat("step ", ++num_steps_), 'X', kEngine, 0, from,
+        absl::StrFormat(",\"dur\":%.1f,\"args\":{\"prefill tokens\":%d,\"decode tokens\":%d}", length, prefill, decode));
+  event("tokens", 'C', kEngine, 0, from, absl::StrFormat(",\"args\":{\"prefill\":%d,\"decode\":%d}", prefill, decode));
+  event("requests", 'C', kEngine, 0, from,
+        absl::StrFormat(",\"args\":{\"running\":%d,\"waiting\":%d}", planner.running().size(),
+                        planner.waiting().size()));
+  event("pages", 'C', kEngine, 0, from,
+        absl::StrFormat(",\"args\":{\"of requests\":%d,\"prefix cache\":%d,\"free\":%d}",
+                        pages.total - pages.free - pages.cached, pages.cached, pages.free));
+  if (evicted_pages > evicted_pages_) {
+    event(absl::StrFormat("evicts %d pages", evicted_pages - evicted_pages_), 'i', kEngine, 0, from, R"(,"s":"t")");
+    evicted_pages_ = evicted_pages;
+  }
+  for (const Request* request : planner.waiting()) {
+    const auto wait = waits_.find(request->id);
+    if (wait == waits_.end() || wait->second.reason == request->wait_reason) continue;
+    // The reason is known once the step has been planned without the request: it counts from there on.
+    if (wait->second.reason != WaitReason::kStep) end_wait(*request, from);
+    if (wait->second.reason != WaitReason::kStep) wait->second.since = from;
+    wait->second.reason = request->wait_reason;
+  }
+}
+
+}  // namespace onepass
