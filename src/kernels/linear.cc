@@ -136,18 +136,33 @@ void run_linear(const LinearParams& p, LinearWorkspace& workspace, const Stream&
         .sums_stride = kOutputBlock,
         .first = col == 0};
   };
+  // What a thread computes after block i's columns from `col` on: their next columns, or the next block.
+  const auto ask_for_next = [&](cpu::LinearTileArgs& tile, int64_t i, int64_t end, int64_t col) {
+    int64_t next_col = col + block_cols;
+    if (next_col >= cols) {
+      if (++i == end) return;
+      next_col = 0;
+    }
+    const OutputBlock& next = blocks[i];
+    tile.next_w = static_cast<const std::byte*>(next.slice->data) + (next.slice_row * cols + next_col) * element;
+    tile.next_rows = next.count;
+    tile.next_row_bytes = std::min(block_cols, cols - next_col) * element;
+    tile.next_row_stride = cols * element;
+  };
   stream.pool->parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end, int) {
     alignas(64) float sums[kRowBlock * kOutputBlock];
     for (int64_t i = begin; i < end; ++i) {
       const OutputBlock& block = blocks[i];
       for (int64_t row = 0; row < p.num_rows; row += kRowBlock) {
         const int64_t rows = std::min(kRowBlock, p.num_rows - row);
+        const bool is_last_row_block = row + rows == p.num_rows;
         if (rows <= kernels.max_rows) {
           kernel.stream(arguments(block, row, rows, 0, sums));
         } else {
           for (int64_t col = 0; col < cols; col += block_cols) {
             cpu::LinearTileArgs tile = arguments(block, row, rows, col, sums);
             tile.cols = std::min(block_cols, cols - col);
+            if (is_last_row_block) ask_for_next(tile, i, end, col);
             kernel.tile(tile);
           }
         }

@@ -10,13 +10,14 @@ std::vector<int32_t> end_tokens(const SamplingParams& sampling, const std::vecto
   return tokens;
 }
 
-Completion::Completion(const Tokenizer& tokenizer, const SamplingParams& sampling, std::vector<int32_t> end_tokens,
+Completion::Completion(const Tokenizer* tokenizer, const SamplingParams& sampling, std::vector<int32_t> end_tokens,
                        int max_new_tokens)
     : end_tokens_(std::move(end_tokens)),
       max_new_tokens_(max_new_tokens),
       min_new_tokens_(sampling.min_new_tokens),
-      detokenizer_(tokenizer),
-      stops_(sampling.stop, sampling.include_stop_str_in_output) {}
+      stops_(sampling.stop, sampling.include_stop_str_in_output) {
+  if (tokenizer != nullptr) detokenizer_.emplace(*tokenizer);
+}
 
 std::string Completion::push(int32_t token) {
   ++num_tokens_;
@@ -24,7 +25,7 @@ std::string Completion::push(int32_t token) {
     finish_reason_ = FinishReason::kStop;
     return flush();
   }
-  std::string text = detokenizer_.push(token);
+  std::string text = detokenizer_ ? detokenizer_->push(token) : std::string();
   // Text before min_new_tokens is not searched for stop strings, as in vLLM.
   if (num_tokens_ > min_new_tokens_) text = stops_.push(text);
   if (stops_.matched()) {
@@ -37,7 +38,7 @@ std::string Completion::push(int32_t token) {
 }
 
 std::string Completion::flush() {
-  std::string text = stops_.push(detokenizer_.flush());
+  std::string text = detokenizer_ ? stops_.push(detokenizer_->flush()) : std::string();
   text += stops_.flush();
   return text;
 }

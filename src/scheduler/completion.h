@@ -15,8 +15,8 @@ namespace onepass {
 
 class Completion {
  public:
-  // `tokenizer` outlives it. `max_new_tokens`: what parameters, context and cache allow.
-  Completion(const Tokenizer& tokenizer, const SamplingParams& sampling, std::vector<int32_t> end_tokens,
+  // `tokenizer` outlives it; null: no text. `max_new_tokens`: what parameters, context and cache allow.
+  Completion(const Tokenizer* tokenizer, const SamplingParams& sampling, std::vector<int32_t> end_tokens,
              int max_new_tokens);
 
   // The next token; returns the text that has become certain with it.
@@ -34,7 +34,7 @@ class Completion {
   const int min_new_tokens_;
   int num_tokens_ = 0;
   std::optional<FinishReason> finish_reason_;
-  IncrementalDetokenizer detokenizer_;
+  std::optional<IncrementalDetokenizer> detokenizer_;
   StopStringMatcher stops_;
 };
 

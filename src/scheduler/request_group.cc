@@ -5,7 +5,7 @@
 
 namespace onepass {
 RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallback on_output,
-                           const Tokenizer& tokenizer, const std::vector<int32_t>& eos_token_ids, int max_tokens)
+                           const Tokenizer* tokenizer, const std::vector<int32_t>& eos_token_ids, int max_tokens)
     : n_(given.n), wants_logprobs_(given.sampling.logprobs >= 0), on_output_(std::make_shared<const OutputCallback>(std::move(on_output))) {
   if (given.timeout_seconds > 0) {
     deadline_ = arrived_at_ + std::chrono::duration_cast<SteadyClock::duration>(

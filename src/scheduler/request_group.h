@@ -36,7 +36,7 @@ struct Delivery {
 class RequestGroup {
  public:
   // `first_id` is the first answer's id; each has one of its own. `max_tokens`: what context and cache allow in all.
-  RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallback on_output, const Tokenizer& tokenizer,
+  RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallback on_output, const Tokenizer* tokenizer,
                const std::vector<int32_t>& eos_token_ids, int max_tokens);
 
   // Where pieces go; set before anything else is called, and outlives the group.

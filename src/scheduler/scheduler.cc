@@ -4,7 +4,7 @@
 
 namespace onepass {
 
-StatusOr<std::unique_ptr<Scheduler>> Scheduler::create(ModelRunner& runner, const Tokenizer& tokenizer,
+StatusOr<std::unique_ptr<Scheduler>> Scheduler::create(ModelRunner& runner, const Tokenizer* tokenizer,
                                                        const SchedulerOptions& options) {
   if (options.steps_in_flight < 1 || options.steps_in_flight > 2) {
     return invalid_argument("steps in flight: expected 1 or 2, found ", options.steps_in_flight);
@@ -26,6 +26,9 @@ Scheduler::~Scheduler() = default;
 Status Scheduler::validate(const GenerateRequest& request) const {
   const ModelConfig& config = loop_->runner().config();
   ONEPASS_RETURN_IF_ERROR(onepass::validate(request.sampling, config.vocab_size));
+  if (!loop_->has_tokenizer() && !request.sampling.stop.empty()) {
+    return invalid_argument("stop: there is no tokenizer to find stop strings with");
+  }
   if (request.n < 1 || request.n > kMaxAnswers) {
     return invalid_argument("n: expected 1 to ", kMaxAnswers, ", found ", request.n);
   }

@@ -51,9 +51,9 @@ class SchedulerLoop;
 // Runs a thread of its own, blocked while there is nothing to do. All methods may be called from any thread.
 class Scheduler {
  public:
-  // `runner` and `tokenizer` outlive it; nobody else uses the runner meanwhile. An error: the trace file cannot be
-  // written.
-  static StatusOr<std::unique_ptr<Scheduler>> create(ModelRunner& runner, const Tokenizer& tokenizer,
+  // `runner` and `tokenizer` outlive it; nobody else uses the runner meanwhile. Without a tokenizer (null) answers have
+  // tokens and no text, and stop strings are refused. An error: the trace file cannot be written.
+  static StatusOr<std::unique_ptr<Scheduler>> create(ModelRunner& runner, const Tokenizer* tokenizer,
                                                      const SchedulerOptions& options);
   // Cancels what is left and waits for the last callback.
   ~Scheduler();

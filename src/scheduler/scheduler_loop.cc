@@ -8,7 +8,7 @@
 
 namespace onepass {
 
-SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer& tokenizer, const SchedulerOptions& options,
+SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, const SchedulerOptions& options,
                              std::unique_ptr<Trace> trace)
     : runner_(runner),
       tokenizer_(tokenizer),

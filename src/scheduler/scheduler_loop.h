@@ -21,7 +21,7 @@ namespace onepass {
 class SchedulerLoop {
  public:
   // `trace` may be null; the rest as for Scheduler::create.
-  SchedulerLoop(ModelRunner& runner, const Tokenizer& tokenizer, const SchedulerOptions& options,
+  SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, const SchedulerOptions& options,
                 std::unique_ptr<Trace> trace);
   ~SchedulerLoop();
   SchedulerLoop(const SchedulerLoop&) = delete;
@@ -29,6 +29,7 @@ class SchedulerLoop {
 
   // From any thread; as in Scheduler.
   const ModelRunner& runner() const { return runner_; }
+  bool has_tokenizer() const { return tokenizer_ != nullptr; }
   int max_tokens() const;  // of one sequence: what context and cache hold
   StatusOr<uint64_t> submit(GenerateRequest request, OutputCallback on_output);
   void cancel(uint64_t id);
@@ -77,7 +78,7 @@ class SchedulerLoop {
   void publish();
 
   ModelRunner& runner_;
-  const Tokenizer& tokenizer_;
+  const Tokenizer* const tokenizer_;  // may be null
   const SchedulerOptions options_;
 
   mutable std::mutex mutex_;

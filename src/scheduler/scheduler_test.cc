@@ -36,7 +36,7 @@ struct Server {
     options.deterministic = true;
     runner = *ModelRunner::create(options);
     tokenizer = *Tokenizer::load(options.model_dir);
-    scheduler = *Scheduler::create(*runner, *tokenizer, scheduling);
+    scheduler = *Scheduler::create(*runner, tokenizer.get(), scheduling);
   }
 
   std::vector<GenerateResult> generate(const GenerateRequest& request) const {
@@ -112,6 +112,7 @@ TEST(SchedulerTest, ManyAtOnceGetWhatEachGetsAlone) {
   Server together({.page_size = 16, .max_requests = 8, .max_tokens_per_step = 32});
   Server overlapped({.page_size = 16, .max_requests = 8, .max_tokens_per_step = 32}, {.steps_in_flight = 2});
   Collector one, two;
+  std::vector<GenerateRequest> requests;
   std::vector<GenerateResult> expected;
   const std::vector<int32_t> shared = random_tokens(random, 40);
   for (int i = 0; i < 24; ++i) {
@@ -122,8 +123,11 @@ TEST(SchedulerTest, ManyAtOnceGetWhatEachGetsAlone) {
     r.sampling.seed = 77 + static_cast<uint64_t>(i);
     r.sampling.repetition_penalty = i % 4 == 0 ? 1.2f : 1.0f;
     expected.push_back(alone.generate(r)[0]);
-    ASSERT_TRUE(together.scheduler->submit(r, one.callback(i)).ok());
-    ASSERT_TRUE(overlapped.scheduler->submit(r, two.callback(i)).ok());
+    requests.push_back(std::move(r));
+  }
+  for (int i = 0; i < 24; ++i) {
+    ASSERT_TRUE(together.scheduler->submit(requests[i], one.callback(i)).ok());
+    ASSERT_TRUE(overlapped.scheduler->submit(requests[i], two.callback(i)).ok());
   }
   one.wait_for(24);
   two.wait_for(24);

@@ -21,6 +21,11 @@ struct LinearTileArgs {
   float* sums = nullptr;
   int64_t sums_stride = 0;
   bool first = false;  // sums = instead of sums +=
+  // `tile` asks for these weights while it works: what it is given next. Rows of next_row_bytes, next_row_stride apart.
+  const void* next_w = nullptr;
+  int64_t next_rows = 0;
+  int64_t next_row_bytes = 0;
+  int64_t next_row_stride = 0;  // in bytes
 };
 
 // For weights of one dtype.

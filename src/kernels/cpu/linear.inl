@@ -12,12 +12,13 @@ namespace {
 using namespace onepass::ONEPASS_ISA;  // NOLINT: the vectors of this instruction set
 
 constexpr int kTileOutputs = 4;
+// kStreamRows: up to so many rows, weights are read once in the order of memory; beyond, tile by tile.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 6;
+constexpr int kTileRows = 6, kStreamRows = 4;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 3;
+constexpr int kTileRows = 3, kStreamRows = 3;
 #else
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 2, kStreamRows = 2;
 #endif
 
 // How a vector of weights meets a vector of activations, for each dtype of weights. kStep: columns of one vector.
@@ -89,9 +90,44 @@ __attribute__((noinline)) void multiply_add_tail(const typename Format::W* const
   multiply_add<Format, kRows, kOutputs>(tail, 0, x, col, acc);
 }
 
+// Asks for the next block of weights into the L2 cache, line by line in the order of memory, while this one is worked
+// on. Without it a step of a few rows waits for the memory first and computes then: the weights of a 0.5B model with 16
+// rows took 45 ms, now 28.5 ms, where reading them alone takes 20 ms and computing alone 21 ms (Zen 5, two cores); 6 rows
+// 31 ms and 23.5 ms, 64 rows 99 ms and 84 ms.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t lines_left = 0;      // of this row
+  int64_t rows_left = 0;       // this one included
+  int64_t lines_of_row = 0;
+  int64_t skip = 0;            // from the end of a row's last line to the next row
+  int64_t lines_each_step = 0;
+
+  // Spread over `steps` steps.
+  explicit Ahead(const LinearTileArgs& args, int64_t steps) {
+    if (args.next_rows == 0) return;
+    at = static_cast<const char*>(args.next_w);
+    lines_of_row = (args.next_row_bytes + 63) / 64;
+    lines_left = lines_of_row;
+    rows_left = args.next_rows;
+    skip = args.next_row_stride - lines_of_row * 64;
+    lines_each_step = (lines_of_row * rows_left + steps - 1) / steps;
+  }
+  __attribute__((always_inline)) void step() {
+    if (rows_left == 0) return;
+    for (int64_t i = 0; i < lines_each_step; ++i) {
+      __builtin_prefetch(at, 0, /*locality=*/2);
+      at += 64;
+      if (--lines_left > 0) continue;
+      at += skip;
+      lines_left = lines_of_row;
+      if (--rows_left == 0) return;
+    }
+  }
+};
+
 // kRows rows by kTileOutputs outputs; rows of weights past `outputs` are read from the last one and their sums dropped.
 template <typename Format, int kRows>
-inline void tile_of_rows(const LinearTileArgs& args, int64_t row, int64_t output) {
+inline void tile_of_rows(const LinearTileArgs& args, int64_t row, int64_t output, Ahead& ahead) {
   using W = typename Format::W;
   using X = typename Format::X;
   const int outputs = static_cast<int>(args.outputs - output < kTileOutputs ? args.outputs - output : kTileOutputs);
@@ -109,6 +145,7 @@ inline void tile_of_rows(const LinearTileArgs& args, int64_t row, int64_t output
   }
   int64_t col = 0;
   for (; col + Format::kStep <= args.cols; col += Format::kStep) {
+    ahead.step();
     multiply_add<Format, kRows, kTileOutputs>(w, col, x, col, acc);
   }
   if (col < args.cols) multiply_add_tail<Format, kRows, kTileOutputs>(w, col, args.cols, x, acc);
@@ -172,30 +209,32 @@ void stream_of_rows(const LinearTileArgs& args) {
 }
 
 template <typename Format, int kRows>
-void tiles_of_rows(const LinearTileArgs& args, int64_t row) {
+void tiles_of_rows(const LinearTileArgs& args, int64_t row, Ahead& ahead) {
   for (int64_t output = 0; output < args.outputs; output += kTileOutputs)
-    tile_of_rows<Format, kRows>(args, row, output);
+    tile_of_rows<Format, kRows>(args, row, output, ahead);
 }
 
 template <typename Format>
 void tile(const LinearTileArgs& args) {
+  const int64_t groups = (args.rows + kTileRows - 1) / kTileRows;
+  Ahead ahead(args, groups * ((args.outputs + kTileOutputs - 1) / kTileOutputs) * (args.cols / Format::kStep));
   int64_t row = 0;
-  for (; row + kTileRows <= args.rows; row += kTileRows) tiles_of_rows<Format, kTileRows>(args, row);
+  for (; row + kTileRows <= args.rows; row += kTileRows) tiles_of_rows<Format, kTileRows>(args, row, ahead);
   switch (args.rows - row) {
 #if defined(__AVX512F__)
     case 5:
-      return tiles_of_rows<Format, 5>(args, row);
+      return tiles_of_rows<Format, 5>(args, row, ahead);
     case 4:
-      return tiles_of_rows<Format, 4>(args, row);
+      return tiles_of_rows<Format, 4>(args, row, ahead);
     case 3:
-      return tiles_of_rows<Format, 3>(args, row);
+      return tiles_of_rows<Format, 3>(args, row, ahead);
 #endif
 #if defined(__AVX2__)
     case 2:
-      return tiles_of_rows<Format, 2>(args, row);
+      return tiles_of_rows<Format, 2>(args, row, ahead);
 #endif
     case 1:
-      return tiles_of_rows<Format, 1>(args, row);
+      return tiles_of_rows<Format, 1>(args, row, ahead);
     default:
       return;
   }
@@ -205,10 +244,6 @@ template <typename Format>
 void stream(const LinearTileArgs& args) {
   switch (args.rows) {
 #if defined(__AVX512F__)
-    case 6:
-      return stream_of_rows<Format, 6>(args);
-    case 5:
-      return stream_of_rows<Format, 5>(args);
     case 4:
       return stream_of_rows<Format, 4>(args);
 #endif
@@ -235,7 +270,7 @@ const LinearKernels kLinearKernels = {
 #else
     .bf16_rounds_x = false,
 #endif
-    .max_rows = kTileRows,
+    .max_rows = kStreamRows,
 };
 
 }  // namespace onepass::cpu::ONEPASS_ISA

@@ -1,0 +1,204 @@
+// onepass bench throughput: all requests at once, offline; the fields of SGLang's bench_offline_throughput and of
+// vLLM's bench throughput.
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <filesystem>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "cli/bench_dataset.h"
+#include "cli/command.h"
+#include "cli/options.h"
+#include "cli/scheduler_options.h"
+
+namespace onepass {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct ThroughputOptions {
+  EngineOptions engine;
+  SchedulerCliOptions scheduling;
+  BenchDataset dataset;
+  bool dummy_weights = false;
+  bool skip_warmup = false;
+  bool json = false;
+};
+
+// When a request's tokens came, seconds from the start of the benchmark.
+struct Timeline {
+  std::vector<double> tokens;
+  int cached_tokens = 0;
+};
+
+double percentile(std::vector<double> values, double share) {
+  if (values.empty()) return 0.0;
+  const auto at = values.begin() + static_cast<int64_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
+double mean(const std::vector<double>& values) {
+  return values.empty() ? 0.0
+                        : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// Submits all and waits for the last answer.
+StatusOr<std::vector<Timeline>> run_all(Scheduler& scheduler, const std::vector<BenchRequest>& requests,
+                                        double& seconds) {
+  std::vector<Timeline> timelines(requests.size());
+  std::mutex mutex;
+  std::condition_variable ended;
+  size_t num_ended = 0;
+  Status error = ok_status();
+  const Clock::time_point start = Clock::now();
+  const auto now = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  size_t num_submitted = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    GenerateRequest request;
+    request.prompt = requests[i].prompt;
+    request.sampling.temperature = 0.0f;
+    request.sampling.max_new_tokens = requests[i].output_len;
+    request.sampling.ignore_eos = true;
+    const auto id = scheduler.submit(std::move(request), [&, i](const GenerateOutput& output) {
+      timelines[i].tokens.insert(timelines[i].tokens.end(), output.tokens.size(), now());
+      if (!output.is_last) return;
+      timelines[i].cached_tokens = output.stats.cached_tokens;
+      const std::lock_guard lock(mutex);
+      if (!output.status.ok()) error = output.status;
+      ++num_ended;
+      ended.notify_one();
+    });
+    if (!id.ok()) {
+      error = id.status();
+      break;
+    }
+    ++num_submitted;
+  }
+  std::unique_lock lock(mutex);
+  ended.wait(lock, [&] { return num_ended == num_submitted; });
+  seconds = now();
+  ONEPASS_RETURN_IF_ERROR(error);
+  return timelines;
+}
+
+Status run(const ThroughputOptions& options) {
+  ONEPASS_ASSIGN_OR_RETURN(ModelRunnerOptions runner_options, options.engine.runner_options());
+  runner_options.dummy_weights = options.dummy_weights;
+  options.scheduling.apply(runner_options);
+  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRunner> runner, ModelRunner::create(runner_options));
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (std::filesystem::exists(options.engine.model_dir() + "/tokenizer.json")) {
+    ONEPASS_ASSIGN_OR_RETURN(tokenizer, Tokenizer::load(options.engine.model_dir()));
+  }
+  ONEPASS_ASSIGN_OR_RETURN(
+      const std::vector<BenchRequest> requests,
+      options.dataset.make(runner->config().vocab_size, runner->options().context_length, tokenizer.get()));
+  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Scheduler> scheduler,
+                           Scheduler::create(*runner, tokenizer.get(), options.scheduling.options()));
+  double seconds = 0.0;
+  if (!options.skip_warmup) {
+    // Weights into memory, the KV cache's pages into being; with tokens that no request begins with.
+    BenchRequest warmup = {.prompt = std::vector<int32_t>(std::min(64, runner->options().context_length - 8), 0),
+                           .output_len = 4};
+    ONEPASS_RETURN_IF_ERROR(run_all(*scheduler, {warmup}, seconds).status());
+    scheduler->clear_prefix_cache();
+  }
+  const SchedulerStats before = scheduler->stats();
+  ONEPASS_ASSIGN_OR_RETURN(const std::vector<Timeline> timelines, run_all(*scheduler, requests, seconds));
+  const SchedulerStats stats = scheduler->stats();
+
+  int64_t input = 0, output = 0, cached = 0;
+  std::vector<double> ttft, tpot, itl, latency;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const std::vector<double>& times = timelines[i].tokens;
+    input += std::ssize(requests[i].prompt);
+    output += std::ssize(times);
+    cached += timelines[i].cached_tokens;
+    if (times.empty()) continue;
+    ttft.push_back(times.front() * 1e3);
+    latency.push_back(times.back() * 1e3);
+    if (times.size() > 1) tpot.push_back((times.back() - times.front()) * 1e3 / static_cast<double>(times.size() - 1));
+    for (size_t j = 1; j < times.size(); ++j) itl.push_back((times[j] - times[j - 1]) * 1e3);
+  }
+  const auto steps = static_cast<double>(std::max<int64_t>(1, stats.steps - before.steps));
+  const double host_us = (stats.host_seconds - before.host_seconds) / steps * 1e6;
+  const int64_t computed = stats.computed_tokens - before.computed_tokens;
+  nlohmann::json result = {
+      {"model", options.engine.model_dir()},
+      {"successful_requests", requests.size()},
+      {"total_latency", seconds},
+      {"total_input_tokens", input},
+      {"total_output_tokens", output},
+      {"request_throughput", static_cast<double>(requests.size()) / seconds},
+      {"input_throughput", static_cast<double>(input) / seconds},
+      {"output_throughput", static_cast<double>(output) / seconds},
+      {"total_throughput", static_cast<double>(input + output) / seconds},
+      {"cached_tokens", cached},
+      {"computed_tokens", computed},
+      {"steps", stats.steps - before.steps},
+      {"retractions", stats.retractions - before.retractions},
+      {"evicted_pages", stats.evicted_pages - before.evicted_pages},
+      {"host_us_per_step", host_us},
+  };
+  const auto add = [&](const char* name, const std::vector<double>& values) {
+    result[std::string("mean_") + name] = mean(values);
+    result[std::string("median_") + name] = percentile(values, 0.5);
+    result[std::string("p99_") + name] = percentile(values, 0.99);
+  };
+  add("ttft_ms", ttft);
+  add("tpot_ms", tpot);
+  add("itl_ms", itl);
+  add("e2e_latency_ms", latency);
+  result["max_ttft_ms"] = percentile(ttft, 1.0);
+  if (options.json) {
+    std::printf("%s\n", result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    return ok_status();
+  }
+  const auto number = [&](const char* key) { return result[key].get<double>(); };
+  std::printf("====== Offline Throughput Benchmark Result ======\n");
+  std::printf("%-42s %lld\n", "Successful requests:", static_cast<long long>(requests.size()));
+  std::printf("%-42s %.2f\n", "Benchmark duration (s):", seconds);
+  std::printf("%-42s %lld\n", "Total input tokens:", static_cast<long long>(input));
+  std::printf("%-42s %lld\n", "  of which found in the prefix cache:", static_cast<long long>(cached));
+  std::printf("%-42s %lld\n", "Total generated tokens:", static_cast<long long>(output));
+  std::printf("%-42s %lld\n", "Tokens computed:", static_cast<long long>(computed));
+  std::printf("%-42s %.2f\n", "Request throughput (req/s):", number("request_throughput"));
+  std::printf("%-42s %.2f\n", "Input token throughput (tok/s):", number("input_throughput"));
+  std::printf("%-42s %.2f\n", "Output token throughput (tok/s):", number("output_throughput"));
+  std::printf("%-42s %.2f\n", "Total token throughput (tok/s):", number("total_throughput"));
+  const std::pair<const char*, const char*> latencies[] = {{"ttft_ms", "TTFT (ms):"},
+                                                           {"tpot_ms", "TPOT (ms):"},
+                                                           {"itl_ms", "ITL (ms):"},
+                                                           {"e2e_latency_ms", "E2E latency (ms):"}};
+  for (const auto& [key, title] : latencies) {
+    for (const auto& [prefix, word] : {std::pair{"mean_", "Mean "}, {"median_", "Median "}, {"p99_", "P99 "}}) {
+      std::printf("%-42s %.2f\n", (std::string(word) + title).c_str(), number((std::string(prefix) + key).c_str()));
+    }
+  }
+  std::printf("%-42s %lld\n", "Steps:", static_cast<long long>(stats.steps - before.steps));
+  std::printf("%-42s %.1f\n", "Scheduler time outside forward (us/step):", host_us);
+  std::printf("%-42s %lld / %lld\n", "Retractions / evicted pages:",
+              static_cast<long long>(stats.retractions - before.retractions),
+              static_cast<long long>(stats.evicted_pages - before.evicted_pages));
+  return ok_status();
+}
+
+}  // namespace
+
+void add_bench_throughput_command(CLI::App& bench, Action& action) {
+  CLI::App* command = bench.add_subcommand("throughput", "Many requests at once, offline");
+  auto options = std::make_shared<ThroughputOptions>();
+  options->engine.add_to(*command);
+  options->scheduling.add_to(*command);
+  options->dataset.add_to(*command);
+  command->add_flag("--dummy-weights", options->dummy_weights, "random weights: the folder needs a config.json alone");
+  command->add_flag("--skip-warmup", options->skip_warmup, "measure from the first request on");
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->callback([options, &action] { action = [options] { return run(*options); }; });
+}
+
+}  // namespace onepass

@@ -1,0 +1,30 @@
+// Options of the commands that serve many requests.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+#include "engine/model_runner.h"
+#include "scheduler/scheduler.h"
+
+namespace onepass {
+
+// --max-running-requests, --kv-tokens, --schedule-policy, ...
+class SchedulerCliOptions {
+ public:
+  void add_to(CLI::App& app);
+  // Sizes the runner for the requests that run at the same time.
+  void apply(ModelRunnerOptions& options) const;
+  SchedulerOptions options() const;
+
+ private:
+  int max_running_requests_ = 64;
+  int64_t kv_tokens_ = 0;
+  std::string policy_ = "lpm";
+  bool disable_prefix_cache_ = false;
+  bool overlap_ = false;
+  std::string trace_;
+};
+
+}  // namespace onepass
