@@ -103,8 +103,8 @@ struct Ahead {
   int64_t lines_each_step = 0;
 
   // Spread over `steps` steps.
-  explicit Ahead(const LinearTileArgs& args, int64_t steps) {
-    if (args.next_rows == 0) return;
+  Ahead(const LinearTileArgs& args, int64_t steps) {
+    if (args.next_rows == 0 || steps == 0) return;
     at = static_cast<const char*>(args.next_w);
     lines_of_row = (args.next_row_bytes + 63) / 64;
     lines_left = lines_of_row;
