@@ -24,7 +24,8 @@ RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallb
     SamplingParams sampling = given.sampling;
     sampling.seed += static_cast<uint64_t>(i);
     answer->completion.emplace(tokenizer, sampling, ends, max_new);
-    Request& request = answer->request;
+    Request& request = *answer;
+    answer->group = this;
     request.id = first_id + static_cast<uint64_t>(i);
     request.sampler = std::make_unique<Sampler>(sampling, given.prompt, ends);
     request.tokens = given.prompt;
@@ -32,7 +33,7 @@ RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallb
     request.max_tokens = num_prompt + max_new;
     request.priority = given.priority;
     request.salt = given.cache_salt;
-    if (i > 0) request.fork_of = &answers_.front()->request;
+    if (i > 0) request.fork_of = answers_.front().get();
     answers_.push_back(std::move(answer));
   }
 }
@@ -65,9 +66,9 @@ void RequestGroup::end(Answer& answer, FinishReason reason, const Status& status
 }
 
 void RequestGroup::finish(Answer& answer, GenerateOutput output, FinishReason reason) {
-  answer.stats.cached_tokens = std::max(0, answer.request.cached_tokens);
+  answer.stats.cached_tokens = std::max(0, answer.cached_tokens);
   answer.stats.generated_tokens = answer.completion->num_tokens();
-  answer.stats.retractions = answer.request.num_retractions;
+  answer.stats.retractions = answer.num_retractions;
   answer.stats.total_seconds = seconds_since_arrival();
   answer.end_reason = reason;
   output.finish_reason = reason;
@@ -108,7 +109,7 @@ void RequestGroup::deliver_best() {
 bool RequestGroup::is_over() const {
   return num_ended_ == static_cast<int>(answers_.size()) &&
          std::all_of(answers_.begin(), answers_.end(),
-                     [](const auto& answer) { return answer->request.num_in_flight == 0; });
+                     [](const auto& answer) { return answer->num_in_flight == 0; });
 }
 
 }  // namespace onepass

@@ -14,9 +14,11 @@ namespace onepass {
 
 using SteadyClock = std::chrono::steady_clock;
 
-// One of the answers.
-struct Answer {
-  Request request;
+class RequestGroup;
+
+// One of the answers: the sequence that the planner knows, with its text.
+struct Answer : Request {
+  RequestGroup* group = nullptr;
   std::optional<Completion> completion;
   int index = 0;
   double total_logprob = 0.0;
@@ -42,7 +44,7 @@ class RequestGroup {
   // Where pieces go; set before anything else is called, and outlives the group.
   void set_outbox(std::vector<Delivery>* outbox) { outbox_ = outbox; }
 
-  uint64_t id() const { return answers_.front()->request.id; }
+  uint64_t id() const { return answers_.front()->id; }
   std::vector<std::unique_ptr<Answer>>& answers() { return answers_; }
   std::optional<SteadyClock::time_point> deadline() const { return deadline_; }
   double seconds_since_arrival() const;

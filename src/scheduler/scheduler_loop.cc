@@ -20,7 +20,7 @@ SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, co
                 .policy = options.longest_prefix_first ? SchedulePolicy::kLpm : SchedulePolicy::kFcfs},
                cache_),
       executor_(runner) {
-  planner_.set_listener([this](PlanEvent event, const Request& request) { on_plan_event(event, request); });
+  planner_.set_listener([this](PlanEvent event, Request& request) { on_plan_event(event, request); });
   publish();
   thread_ = std::thread([this] { run(); });
 }
@@ -144,23 +144,22 @@ void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
   group->set_outbox(&outbox_);
   if (group->deadline()) with_deadline_.push_back(group->id());
   for (const std::unique_ptr<Answer>& answer : group->answers()) {
-    places_[&answer->request] = {group.get(), answer.get()};
-    if (trace_) trace_->arrived(answer->request);
-    planner_.add(&answer->request);
+    if (trace_) trace_->arrived(*answer);
+    planner_.add(answer.get());
   }
   const uint64_t id = group->id();
   groups_[id] = std::move(group);
 }
 
-void SchedulerLoop::on_plan_event(PlanEvent event, const Request& request) {
+void SchedulerLoop::on_plan_event(PlanEvent event, Request& request) {
   if (event == PlanEvent::kRetracted) {
     ++totals_.retractions;
     if (trace_) trace_->retracted(request);
     return;
   }
-  const auto [group, answer] = places_.at(&request);
   if (request.num_retractions == 0) {
-    answer->stats.queue_seconds = group->seconds_since_arrival();
+    auto& answer = static_cast<Answer&>(request);
+    answer.stats.queue_seconds = answer.group->seconds_since_arrival();
     totals_.prompt_tokens += request.num_prompt_tokens;
   }
   if (trace_) trace_->admitted(request);
@@ -183,36 +182,35 @@ bool SchedulerLoop::launch() {
 
 void SchedulerLoop::collect() {
   for (StepExecutor::Sampled& sampled : executor_.collect()) {
-    Request* const request = sampled.request;
-    const auto [group, answer] = places_.at(request);
-    const bool has_ended = request->state == Request::State::kFinished;
-    planner_.on_token(request, sampled.token.ok() ? sampled.token->token : 0);
+    auto& answer = static_cast<Answer&>(*sampled.request);
+    const bool has_ended = answer.state == Request::State::kFinished;
+    planner_.on_token(&answer, sampled.token.ok() ? sampled.token->token : 0);
     if (has_ended) continue;
     if (!sampled.token.ok()) {
-      end(*group, *answer, FinishReason::kError, sampled.token.status());
+      end(answer, FinishReason::kError, sampled.token.status());
       continue;
     }
     ++totals_.generated_tokens;
-    if (request->num_generated() == 1) totals_.cached_tokens += std::max(0, request->cached_tokens);
-    if (group->on_token(*answer, *std::move(sampled.token))) leave(*group, *answer);
+    if (answer.num_generated() == 1) totals_.cached_tokens += std::max(0, answer.cached_tokens);
+    if (answer.group->on_token(answer, *std::move(sampled.token))) leave(answer);
   }
 }
 
-void SchedulerLoop::leave(RequestGroup& group, Answer& answer) {
-  if (trace_) trace_->ended(answer.request, to_string(answer.end_reason));
-  planner_.finish(&answer.request);
+void SchedulerLoop::leave(Answer& answer) {
+  if (trace_) trace_->ended(answer, to_string(answer.end_reason));
+  planner_.finish(&answer);
   ++totals_.finished_requests;
-  ending_.push_back(group.id());
+  ending_.push_back(answer.group->id());
 }
 
-void SchedulerLoop::end(RequestGroup& group, Answer& answer, FinishReason reason, const Status& status) {
-  if (answer.request.state == Request::State::kFinished) return;
-  group.end(answer, reason, status);
-  leave(group, answer);
+void SchedulerLoop::end(Answer& answer, FinishReason reason, const Status& status) {
+  if (answer.state == Request::State::kFinished) return;
+  answer.group->end(answer, reason, status);
+  leave(answer);
 }
 
 void SchedulerLoop::end_group(RequestGroup& group, FinishReason reason) {
-  for (const std::unique_ptr<Answer>& answer : group.answers()) end(group, *answer, reason, ok_status());
+  for (const std::unique_ptr<Answer>& answer : group.answers()) end(*answer, reason, ok_status());
 }
 
 void SchedulerLoop::end_overdue() {
@@ -229,8 +227,7 @@ void SchedulerLoop::end_overdue() {
 
 void SchedulerLoop::fail_stuck() {
   Request* const request = planner_.running().empty() ? planner_.waiting()[0] : planner_.running()[0];
-  const auto [group, answer] = places_.at(request);
-  end(*group, *answer, FinishReason::kError, absl::InternalError("the scheduler could not plan a step for it"));
+  end(static_cast<Answer&>(*request), FinishReason::kError, absl::InternalError("the scheduler could not plan a step for it"));
 }
 
 void SchedulerLoop::reap() {
@@ -238,7 +235,6 @@ void SchedulerLoop::reap() {
     const auto place = groups_.find(id);
     if (place == groups_.end()) return true;
     if (!place->second->is_over()) return place->second->num_ended() < std::ssize(place->second->answers());
-    for (const std::unique_ptr<Answer>& answer : place->second->answers()) places_.erase(&answer->request);
     groups_.erase(place);
     return true;
   });

@@ -49,24 +49,19 @@ class SchedulerLoop {
 
     bool empty() const { return arrivals.empty() && cancels.empty() && tasks.empty() && !stop; }
   };
-  struct Place {
-    RequestGroup* group;
-    Answer* answer;
-  };
-
   void send(const std::function<void(Inbox&)>& change);
   void run();
   // Blocks while there is nothing to do.
   Inbox receive();
   void arrive(std::unique_ptr<RequestGroup> group);
-  void on_plan_event(PlanEvent event, const Request& request);
+  void on_plan_event(PlanEvent event, Request& request);
   // Plans a step and starts it; false when there is none.
   bool launch();
   // Hands out the tokens of the oldest step.
   void collect();
   // The answer has ended: its pages are free.
-  void leave(RequestGroup& group, Answer& answer);
-  void end(RequestGroup& group, Answer& answer, FinishReason reason, const Status& status);
+  void leave(Answer& answer);
+  void end(Answer& answer, FinishReason reason, const Status& status);
   void end_group(RequestGroup& group, FinishReason reason);
   void end_overdue();
   // Requests are there, but no step can be planned and none is under way: a defect. One of them fails, so that the rest
@@ -93,7 +88,6 @@ class SchedulerLoop {
   StepPlanner planner_;
   StepExecutor executor_;
   absl::flat_hash_map<uint64_t, std::unique_ptr<RequestGroup>> groups_;
-  absl::flat_hash_map<const Request*, Place> places_;
   std::vector<Delivery> outbox_;
   std::vector<uint64_t> with_deadline_;
   std::vector<uint64_t> ending_;  // groups of which an answer has ended

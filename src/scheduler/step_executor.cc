@@ -11,39 +11,41 @@ StepExecutor::StepExecutor(ModelRunner& runner) : runner_(runner), last_tokens_(
 
 void StepExecutor::launch(const StepPlan& plan) {
   batch_.clear();
-  std::vector<int> slots;  // of those that sample, in the order of `sampled`
-  std::vector<int> rows;   // their rows of logits
+  slots_.clear();
+  rows_.clear();
   std::vector<Sampled> sampled;
-  int num_rows = 0;
-  for (const StepPlan::Item& item : plan.items) {
+  sampled.reserve(plan.items.size() + plan.forks.size());
+  auto fork = plan.forks.begin();
+  for (size_t i = 0; i < plan.items.size(); ++i) {
+    const StepPlan::Item& item = plan.items[i];
     const int32_t* const tokens =
         item.is_known ? item.request->tokens.data() + item.first_position : &last_tokens_[item.slot];
     batch_.add(item.slot, tokens, item.num_tokens, item.first_position, item.samples ? 1 : 0, runner_.table(),
                runner_.options().page_size);
     if (!item.samples) continue;
+    const int row = static_cast<int>(batch_.output_rows.size()) - 1;
     const auto add = [&](Request* request, int slot) {
       sampled.push_back({request, SampledToken()});
-      slots.push_back(slot);
-      rows.push_back(num_rows);
+      slots_.push_back(slot);
+      rows_.push_back(row);
     };
     add(item.request, item.slot);
-    for (size_t i = 0; i < item.forks.size(); ++i) add(item.forks[i], item.fork_slots[i]);
-    ++num_rows;
+    for (; fork != plan.forks.end() && fork->item == static_cast<int>(i); ++fork) add(fork->request, fork->slot);
   }
 
   const auto start = std::chrono::steady_clock::now();
   const std::span<float> logits = runner_.forward(batch_);
   const size_t vocab = runner_.config().vocab_size;
   const auto sample = [&](int64_t i, int) {
-    const std::span<float> row = logits.subspan(rows[i] * vocab, vocab);
-    const bool is_shared = (i > 0 && rows[i - 1] == rows[i]) || (i + 1 < std::ssize(rows) && rows[i + 1] == rows[i]);
+    const std::span<float> row = logits.subspan(rows_[i] * vocab, vocab);
+    const bool is_shared = (i > 0 && rows_[i - 1] == rows_[i]) || (i + 1 < std::ssize(rows_) && rows_[i + 1] == rows_[i]);
     if (is_shared) {  // a sampler changes the logits
       std::vector<float> copy(row.begin(), row.end());
       sampled[i].token = sampled[i].request->sampler->sample(copy);
     } else {
       sampled[i].token = sampled[i].request->sampler->sample(row);
     }
-    if (sampled[i].token.ok()) last_tokens_[slots[i]] = sampled[i].token->token;
+    if (sampled[i].token.ok()) last_tokens_[slots_[i]] = sampled[i].token->token;
   };
   runner_.stream().pool->parallel_dynamic(std::ssize(sampled), sample);
   for (const PageCopy& copy : plan.copies) runner_.copy_page(copy.from, copy.to, copy.num_tokens);

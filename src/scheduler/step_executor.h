@@ -34,7 +34,8 @@ class StepExecutor {
 
  private:
   ModelRunner& runner_;
-  Batch batch_;                       // scratch
+  Batch batch_;                       // scratch, and of those that sample:
+  std::vector<int> slots_, rows_;     // their slots and rows of logits
   std::vector<int32_t> last_tokens_;  // by slot: what the request in it has sampled last
   std::deque<std::vector<Sampled>> results_;
   double device_seconds_ = 0.0;

@@ -46,6 +46,7 @@ void StepPlanner::add(Request* request) {
 
 StepPlan StepPlanner::plan() {
   StepPlan plan;
+  plan.items.reserve(running_.size() + 1);
   int budget = options_.max_tokens_per_step;
   has_retracted_ = false;
   plan_decodes(plan, budget);
@@ -54,10 +55,8 @@ StepPlan StepPlanner::plan() {
   const auto [first_left, reason] =
       has_retracted_ ? std::pair{size_t{0}, WaitReason::kRetraction} : admit(plan, budget);
   for (size_t i = first_left; i < waiting_.size(); ++i) waiting_[i]->wait_reason = reason;
-  for (const StepPlan::Item& item : plan.items) {
-    item.request->is_planned = false;
-    for (Request* fork : item.forks) fork->is_planned = false;
-  }
+  for (const StepPlan::Item& item : plan.items) item.request->is_planned = false;
+  for (const StepPlan::Fork& fork : plan.forks) fork.request->is_planned = false;
   return plan;
 }
 
@@ -98,14 +97,12 @@ bool StepPlanner::add_chunk(Request* request, StepPlan& plan, int& budget) {
 }
 
 void StepPlanner::add_item(Request* request, int num_tokens, StepPlan& plan, int& budget) {
-  StepPlan::Item item{.request = request,
-                      .slot = request->slot,
-                      .first_position = request->num_computed,
-                      .num_tokens = num_tokens,
-                      .is_known = request->num_computed + num_tokens <= request->num_known(),
-                      .samples = request->num_computed + num_tokens == request->num_planned(),
-                      .forks = {},
-                      .fork_slots = {}};
+  const StepPlan::Item item{.request = request,
+                            .slot = request->slot,
+                            .first_position = request->num_computed,
+                            .num_tokens = num_tokens,
+                            .is_known = request->num_computed + num_tokens <= request->num_known(),
+                            .samples = request->num_computed + num_tokens == request->num_planned()};
   const bool is_prefill = !request->is_decoding();
   request->num_computed += num_tokens;
   request->is_planned = true;
@@ -113,20 +110,20 @@ void StepPlanner::add_item(Request* request, int num_tokens, StepPlan& plan, int
   // From here on others find these pages: a step reads what it has stored itself.
   if (is_prefill) cache_.commit(request->slot, computed_tokens(*request));
   if (item.samples) {
-    if (is_prefill && request->num_known() == request->num_prompt_tokens) start_forks(item, plan);
+    if (is_prefill && request->num_known() == request->num_prompt_tokens) start_forks(request, plan);
     ++request->num_in_flight;
   }
-  plan.items.push_back(std::move(item));
+  plan.items.push_back(item);
 }
 
-void StepPlanner::start_forks(StepPlan::Item& item, StepPlan& plan) {
+void StepPlanner::start_forks(Request* request, StepPlan& plan) {
   for (size_t i = 0; i < waiting_.size();) {
     Request* const fork = waiting_[i];
-    if (fork->fork_of != item.request || static_cast<int>(running_.size()) >= options_.max_running_requests) {
+    if (fork->fork_of != request || static_cast<int>(running_.size()) >= options_.max_running_requests) {
       ++i;
       continue;
     }
-    const auto forked = cache_.fork(item.slot, fork->tokens);
+    const auto forked = cache_.fork(request->slot, fork->tokens);
     if (!forked) return;  // it comes by itself later
     waiting_.erase(waiting_.begin() + static_cast<int64_t>(i));
     start_running(fork, forked->slot);
@@ -135,8 +132,7 @@ void StepPlanner::start_forks(StepPlan::Item& item, StepPlan& plan) {
     fork->num_in_flight = 1;
     fork->is_planned = true;
     if (forked->copy.num_tokens > 0) plan.copies.push_back(forked->copy);
-    item.forks.push_back(fork);
-    item.fork_slots.push_back(forked->slot);
+    plan.forks.push_back({.item = static_cast<int>(plan.items.size()), .request = fork, .slot = forked->slot});
   }
 }
 

@@ -30,11 +30,16 @@ struct StepPlan {
     int num_tokens;
     // The tokens' ids are known; otherwise (one token) it is what the request's last step samples on the device.
     bool is_known;
-    bool samples;                // the last token's logits give the next token
-    std::vector<Request*> forks;  // these sample from the same logits, each for itself
-    std::vector<int> fork_slots;
+    bool samples;  // the last token's logits give the next token
+  };
+  // Samples from the logits of item `item` too, for itself.
+  struct Fork {
+    int item;
+    Request* request;
+    int slot;
   };
   std::vector<Item> items;
+  std::vector<Fork> forks;       // by item
   std::vector<PageCopy> copies;  // to be made after the step's forward pass
 
   bool empty() const { return items.empty(); }
@@ -59,7 +64,7 @@ class StepPlanner {
   StepPlanner(const StepPlannerOptions& options, KvCacheManager& cache);
 
   // Called for each admission and retraction during plan(); may be empty.
-  void set_listener(std::function<void(PlanEvent, const Request&)> listener) { listener_ = std::move(listener); }
+  void set_listener(std::function<void(PlanEvent, Request&)> listener) { listener_ = std::move(listener); }
 
   // A new request, in state kWaiting. It must outlive its stay here (until finish()).
   // REQUIRES: num_tokens_for_alone(request) fits the cache: max_tokens <= capacity * page_size.
@@ -89,7 +94,7 @@ class StepPlanner {
   // Takes as much of `request`'s prompt into the step as budget and pages allow; false when that is nothing.
   bool add_chunk(Request* request, StepPlan& plan, int& budget);
   void add_item(Request* request, int num_tokens, StepPlan& plan, int& budget);
-  void start_forks(StepPlan::Item& item, StepPlan& plan);
+  void start_forks(Request* request, StepPlan& plan);
   // Sends the last of those that run, and are not in the step yet, back to the queue, `request` itself or one after it;
   // null when there is none.
   Request* retract_after(const Request& request);
@@ -102,7 +107,7 @@ class StepPlanner {
 
   const StepPlannerOptions options_;
   KvCacheManager& cache_;
-  std::function<void(PlanEvent, const Request&)> listener_;
+  std::function<void(PlanEvent, Request&)> listener_;
   std::vector<Request*> running_;  // those that would be retracted last first
   std::vector<Request*> waiting_;
   bool has_retracted_ = false;     // in the plan that is being made

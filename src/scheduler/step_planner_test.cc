@@ -43,7 +43,7 @@ class FakeDevice {
                   .policy = config.policy},
                  cache_),
         content_(static_cast<size_t>(config.num_pages) * config.page_size, 0) {
-    planner_.set_listener([&](PlanEvent event, const Request&) { retractions += event == PlanEvent::kRetracted; });
+    planner_.set_listener([&](PlanEvent event, Request&) { retractions += event == PlanEvent::kRetracted; });
   }
 
   int64_t capacity() const { return int64_t{cache_.capacity()} * config_.page_size; }
@@ -97,7 +97,10 @@ class FakeDevice {
                str_cat("request ", item.request->id, " reads another text at ", position).c_str());
       }
       if (item.samples) results.push_back(item.request);
-      results.insert(results.end(), item.forks.begin(), item.forks.end());
+    }
+    for (const StepPlan::Fork& fork : plan.forks) {
+      expect(plan.items[fork.item].request == fork.request->fork_of, "a fork of another request");
+      results.push_back(fork.request);
     }
     for (const PageCopy& copy : plan.copies) {
       for (int i = 0; i < copy.num_tokens; ++i) {

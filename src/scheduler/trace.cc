@@ -87,9 +87,9 @@ void Trace::step(const StepPlan& plan, Clock::time_point begin, Clock::time_poin
     event(is_decode ? "decode" : "prefill", 'X', kRequests, item.request->id, from,
           absl::StrFormat(",\"dur\":%.1f,\"args\":{\"first\":%d,\"tokens\":%d}", length, item.first_position,
                           item.num_tokens));
-    for (const Request* fork : item.forks) {
-      event("fork", 'i', kRequests, fork->id, from, R"(,"s":"t")");
-    }
+  }
+  for (const StepPlan::Fork& fork : plan.forks) {
+    event("forks", 'i', kRequests, fork.request->id, from, R"(,"s":"t")");
   }
   event(str_cat("step ", ++num_steps_), 'X', kEngine, 0, from,
         absl::StrFormat(",\"dur\":%.1f,\"args\":{\"prefill tokens\":%d,\"decode tokens\":%d}", length, prefill, decode));
