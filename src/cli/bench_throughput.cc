@@ -110,6 +110,7 @@ Status run(const ThroughputOptions& options) {
   const SchedulerStats before = scheduler->stats();
   ONEPASS_ASSIGN_OR_RETURN(const std::vector<Timeline> timelines, run_all(*scheduler, requests, seconds));
   const SchedulerStats stats = scheduler->stats();
+  ONEPASS_RETURN_IF_ERROR(scheduler->stop());
 
   int64_t input = 0, output = 0, cached = 0;
   std::vector<double> ttft, tpot, itl, latency;

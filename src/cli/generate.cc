@@ -4,7 +4,10 @@
 
 #include "base/mapped_file.h"
 #include "cli/command.h"
+#include "cli/generate_batch.h"
+#include "cli/logprobs_json.h"
 #include "cli/options.h"
+#include "cli/scheduler_options.h"
 #include "cli/text_model.h"
 
 namespace onepass {
@@ -16,27 +19,28 @@ struct GenerateOptions {
   std::string prompt;
   std::string prompt_file;
   std::string system;
+  std::string prompts;
+  std::string output;
+  SchedulerCliOptions scheduling;
   bool chat = false;
   bool json = false;
   bool quiet = false;
 };
 
-nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<SampledToken>& tokens) {
-  // A token may be part of a character: its text is then shown with replacement characters, beside its exact id.
-  const auto entry = [&](int32_t token, float logprob) {
-    return nlohmann::json{{"token_id", token}, {"token", tokenizer.decode({&token, 1})}, {"logprob", logprob}};
-  };
-  nlohmann::json list = nlohmann::json::array();
-  for (const SampledToken& token : tokens) {
-    nlohmann::json item = entry(token.token, token.logprob);
-    item["top_logprobs"] = nlohmann::json::array();
-    for (const TokenLogprob& top : token.top) item["top_logprobs"].push_back(entry(top.token, top.logprob));
-    list.push_back(std::move(item));
-  }
-  return list;
+// --prompts: many at once.
+Status run_batch(const GenerateOptions& options) {
+  ONEPASS_ASSIGN_OR_RETURN(ModelRunnerOptions runner_options, options.engine.runner_options());
+  options.scheduling.apply(runner_options);
+  ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
+  return generate_batch(model, {.prompts_path = options.prompts,
+                                .output_path = options.output,
+                                .scheduling = options.scheduling,
+                                .defaults = options.sampling.params(model.generation_config()),
+                                .quiet = options.quiet});
 }
 
 Status run(const GenerateOptions& options) {
+  if (!options.prompts.empty()) return run_batch(options);
   std::string prompt = options.prompt;
   if (!options.prompt_file.empty()) {
     ONEPASS_ASSIGN_OR_RETURN(prompt, read_text_file(options.prompt_file));
@@ -108,9 +112,20 @@ void add_generate_command(CLI::App& app, Action& action) {
                                  "put the prompt through the model's chat template, as a user's message");
   command->add_option("--system", options->system, "a system message before it")->needs(chat);
   auto* json = command->add_flag("--json", options->json, "print one JSON object instead of text");
-  command->add_flag("--quiet", options->quiet, "no summary on stderr");
+  command->add_flag("--quiet", options->quiet, "no progress and no summary on stderr");
+  auto* prompts = command->add_option("--prompts", options->prompts,
+                                      "many requests at once: a JSONL file, {\"prompt\": ...} or {\"messages\": ...} "
+                                      "and any sampling options a line");
+  prompts->excludes(prompt)->excludes(file)->excludes(chat)->excludes(json);
+  command->add_option("--output", options->output, "with --prompts: where the answers go (JSONL); a second run goes on")
+      ->needs(prompts);
+  options->scheduling.add_to(*command);
   options->sampling.add_to(*command);
   command->get_option("--logprobs")->needs(json);
+  for (const char* name : {"--max-running-requests", "--kv-tokens", "--schedule-policy", "--disable-prefix-cache",
+                           "--overlap", "--trace"}) {
+    command->get_option(name)->needs(prompts);
+  }
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

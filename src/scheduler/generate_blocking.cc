@@ -16,18 +16,18 @@ struct Mailbox {
   std::deque<GenerateOutput> outputs;  // guarded by mutex
 };
 
-void append(GenerateOutput& output, GenerateResult& result) {
+}  // namespace
+
+void append_output(const GenerateOutput& output, GenerateResult& result) {
   result.text += output.text;
   result.tokens.insert(result.tokens.end(), output.tokens.begin(), output.tokens.end());
-  for (SampledToken& token : output.logprobs) result.logprobs.push_back(std::move(token));
+  result.logprobs.insert(result.logprobs.end(), output.logprobs.begin(), output.logprobs.end());
   if (!output.finish_reason) return;
   result.finish_reason = *output.finish_reason;
   result.matched_stop = output.matched_stop;
   result.status = output.status;
   result.stats = output.stats;
 }
-
-}  // namespace
 
 StatusOr<std::vector<GenerateResult>> generate_blocking(Scheduler& scheduler, GenerateRequest request,
                                                         const std::function<void(const GenerateOutput&)>& on_output,
@@ -57,7 +57,7 @@ StatusOr<std::vector<GenerateResult>> generate_blocking(Scheduler& scheduler, Ge
     for (GenerateOutput& output : outputs) {
       if (on_output) on_output(output);
       is_last = output.is_last;
-      append(output, results[output.index]);
+      append_output(output, results[output.index]);
     }
     if (cancel != nullptr && !is_cancelled && cancel->load(std::memory_order_relaxed)) {
       is_cancelled = true;

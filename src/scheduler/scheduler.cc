@@ -62,6 +62,7 @@ StatusOr<uint64_t> Scheduler::submit(GenerateRequest request, OutputCallback on_
   return loop_->submit(std::move(request), std::move(on_output));
 }
 
+Status Scheduler::stop() { return loop_->stop(); }
 void Scheduler::cancel(uint64_t id) { loop_->cancel(id); }
 SchedulerStats Scheduler::stats() const { return loop_->stats(); }
 void Scheduler::clear_prefix_cache() { loop_->clear_prefix_cache(); }

@@ -55,7 +55,6 @@ class Scheduler {
   // tokens and no text, and stop strings are refused. An error: the trace file cannot be written.
   static StatusOr<std::unique_ptr<Scheduler>> create(ModelRunner& runner, const Tokenizer* tokenizer,
                                                      const SchedulerOptions& options);
-  // Cancels what is left and waits for the last callback.
   ~Scheduler();
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
@@ -75,6 +74,10 @@ class Scheduler {
   // Frees cached prefixes that nobody uses, before the next step.
   void clear_prefix_cache();
 
+  // Cancels what is left, waits for the last callback and ends the trace; an error when that could not be written.
+  // Nothing can be submitted afterwards. The destructor does the same.
+  Status stop();
+
   // Audits the books between two steps: what is wrong, a line each.
   std::vector<std::string> check();
 
@@ -82,6 +85,9 @@ class Scheduler {
   explicit Scheduler(std::unique_ptr<SchedulerLoop> loop);
   std::unique_ptr<SchedulerLoop> loop_;
 };
+
+// Adds a piece to the answer that it belongs to.
+void append_output(const GenerateOutput& output, GenerateResult& result);
 
 // Submits, waits, and returns one result for each of request.n answers. `on_output` (may be empty) sees the pieces on the
 // caller's thread as they come. Once `cancel` (may be null) is set, by another thread or a signal handler, the request

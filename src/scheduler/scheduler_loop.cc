@@ -25,9 +25,17 @@ SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, co
   thread_ = std::thread([this] { run(); });
 }
 
-SchedulerLoop::~SchedulerLoop() {
-  send([](Inbox& inbox) { inbox.stop = true; });
+SchedulerLoop::~SchedulerLoop() { (void)stop(); }
+
+Status SchedulerLoop::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(is_stopped_, true)) return ok_status();
+    inbox_.stop = true;
+  }
+  wake_.notify_one();
   thread_.join();
+  return trace_ ? trace_->close() : ok_status();
 }
 
 int SchedulerLoop::max_tokens() const {
@@ -48,6 +56,7 @@ StatusOr<uint64_t> SchedulerLoop::submit(GenerateRequest request, OutputCallback
   uint64_t id = 0;
   {
     const std::lock_guard lock(mutex_);
+    if (is_stopped_) return absl::UnavailableError("the scheduler has stopped");
     const int waiting = published_.waiting_requests + inbox_.num_requests;
     if (waiting + count > options_.max_queued_requests) {
       return resource_exhausted("queue full: ", waiting, " of ", options_.max_queued_requests, " places taken");
@@ -74,6 +83,10 @@ SchedulerStats SchedulerLoop::stats() const {
 }
 
 void SchedulerLoop::run_between_steps(const std::function<void()>& task) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (is_stopped_) return task();  // there are no more steps
+  }
   std::promise<void> done;
   send([&](Inbox& inbox) {
     inbox.tasks.emplace_back([&] {

@@ -38,6 +38,7 @@ class SchedulerLoop {
   void run_between_steps(const std::function<void()>& task);
   void clear_prefix_cache();
   std::vector<std::string> check();
+  Status stop();
 
  private:
   struct Inbox {
@@ -81,6 +82,7 @@ class SchedulerLoop {
   Inbox inbox_;               // guarded by mutex_
   SchedulerStats published_;  // guarded by mutex_
   uint64_t next_id_ = 1;      // guarded by mutex_
+  bool is_stopped_ = false;   // guarded by mutex_
 
   // The thread's own.
   std::unique_ptr<Trace> trace_;  // may be null
