@@ -52,8 +52,11 @@ PackedX pack_x(const LinearParams& p, bool to_bf16, const cpu::RowKernels& kerne
   const int64_t cols = p.weight->cols(), padded = (cols + kLanes - 1) / kLanes * kLanes;
   if (!to_bf16 && padded == cols) return {reinterpret_cast<const std::byte*>(p.x), p.x_row_stride, sizeof(float)};
   const int64_t element_size = to_bf16 ? sizeof(uint16_t) : sizeof(float);
-  workspace.packed_x.resize(std::max<size_t>(workspace.packed_x.size(), p.num_rows * padded * element_size / 4));
-  std::byte* const packed = reinterpret_cast<std::byte*>(workspace.packed_x.data());
+  constexpr size_t kCacheLine = 64;  // a vector that crosses two of them costs two loads
+  const size_t bytes = static_cast<size_t>(p.num_rows * padded * element_size);
+  workspace.packed_x.resize(std::max(workspace.packed_x.size(), bytes + kCacheLine));
+  const size_t past = reinterpret_cast<uintptr_t>(workspace.packed_x.data()) % kCacheLine;
+  std::byte* const packed = workspace.packed_x.data() + (kCacheLine - past) % kCacheLine;
   const int64_t grain = std::max<int64_t>(1, 32768 / cols);  // a fork costs more than the conversion of a few rows
   stream.pool->parallel_for(p.num_rows, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {

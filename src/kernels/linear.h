@@ -1,6 +1,7 @@
 // Dense layers: y = x W^T (+ bias), with W where it lies in the mapped file.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -44,7 +45,7 @@ class WeightMatrix {
 
 // Scratch memory of run_linear: activations in the weights' dtype. Grows; the caller keeps it from call to call.
 struct LinearWorkspace {
-  std::vector<uint32_t> packed_x;
+  std::vector<std::byte> packed_x;
 };
 
 struct LinearParams {
