@@ -16,8 +16,14 @@ constexpr int64_t kOutputBlock = 64;
 // Rows of activations between which the sums of an output block are kept: 64 KiB.
 constexpr int64_t kRowBlock = 256;
 
+// From so many rows on, weights that do not lie at cache lines (a safetensors file begins its data anywhere) are first
+// copied to where they do, a block at a time: every vector of them would cost two loads, again for each six rows. The
+// products of a 0.5B model with 64 rows take 93 ms where they lie, 81 ms at cache lines, 87 ms with the copy (Zen 5, two cores).
+constexpr int64_t kMinRowsToAlign = 32;
+
 // Columns of a block: six rows of activations and four of weights, 20 KiB, stay in the L1 cache of 32 KiB.
 int64_t column_block(bool two_byte_activations) { return two_byte_activations ? 1024 : 512; }
+constexpr int64_t kMaxBlockRowBytes = 2048;  // of weights
 
 // Consecutive outputs within one slice.
 struct OutputBlock {
@@ -152,8 +158,18 @@ void run_linear(const LinearParams& p, LinearWorkspace& workspace, const Stream&
     tile.next_row_bytes = std::min(block_cols, cols - next_col) * element;
     tile.next_row_stride = cols * element;
   };
+  const auto align = [&](cpu::LinearTileArgs& tile, std::byte* copy) {
+    const int64_t row_bytes = tile.cols * element, stride = (row_bytes + 63) / 64 * 64;
+    for (int64_t row = 0; row < tile.outputs; ++row) {
+      std::memcpy(copy + row * stride, static_cast<const std::byte*>(tile.w) + row * cols * element,
+                  static_cast<size_t>(row_bytes));
+    }
+    tile.w = copy;
+    tile.w_row_stride = stride / element;
+  };
   stream.pool->parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end, int) {
     alignas(64) float sums[kRowBlock * kOutputBlock];
+    alignas(64) std::byte aligned[kOutputBlock * kMaxBlockRowBytes];
     for (int64_t i = begin; i < end; ++i) {
       const OutputBlock& block = blocks[i];
       for (int64_t row = 0; row < p.num_rows; row += kRowBlock) {
@@ -166,6 +182,8 @@ void run_linear(const LinearParams& p, LinearWorkspace& workspace, const Stream&
             cpu::LinearTileArgs tile = arguments(block, row, rows, col, sums);
             tile.cols = std::min(block_cols, cols - col);
             if (is_last_row_block) ask_for_next(tile, i, end, col);
+            const bool is_aligned = reinterpret_cast<uintptr_t>(tile.w) % 64 == 0 && cols * element % 64 == 0;
+            if (rows >= kMinRowsToAlign && !is_aligned) align(tile, aligned);
             kernel.tile(tile);
           }
         }
