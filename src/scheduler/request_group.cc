@@ -6,7 +6,7 @@
 namespace onepass {
 RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallback on_output,
                            const Tokenizer* tokenizer, const std::vector<int32_t>& eos_token_ids, int max_tokens)
-    : n_(given.n), wants_logprobs_(given.sampling.logprobs >= 0), on_output_(std::make_shared<const OutputCallback>(std::move(on_output))) {
+    : n_(given.n), wants_logprobs_(given.sampling.logprobs >= 0), on_output_(std::move(on_output)) {
   if (given.timeout_seconds > 0) {
     deadline_ = arrived_at_ + std::chrono::duration_cast<SteadyClock::duration>(
                                   std::chrono::duration<double>(given.timeout_seconds));
@@ -87,7 +87,7 @@ void RequestGroup::deliver(Answer& answer, GenerateOutput output) {
     return;
   }
   output.is_last = output.finish_reason && num_ended_ == n_;
-  outbox_->push_back({on_output_, std::move(output)});
+  outbox_->push_back({&on_output_, std::move(output)});
 }
 
 void RequestGroup::deliver_best() {
@@ -101,7 +101,7 @@ void RequestGroup::deliver_best() {
     for (GenerateOutput& output : answers_[order[place]]->held) {
       output.index = place;
       output.is_last = output.finish_reason && place == n_ - 1;
-      outbox_->push_back({on_output_, std::move(output)});
+      outbox_->push_back({&on_output_, std::move(output)});
     }
   }
 }

@@ -30,7 +30,7 @@ struct Answer : Request {
 // Pieces that have become certain in a step, handed out once its books are closed: whoever reads the last piece finds
 // the pages free and the counts right.
 struct Delivery {
-  std::shared_ptr<const OutputCallback> on_output;
+  const OutputCallback* on_output;  // the group's
   GenerateOutput output;
 };
 
@@ -66,7 +66,7 @@ class RequestGroup {
 
   const int n_;
   const bool wants_logprobs_;
-  const std::shared_ptr<const OutputCallback> on_output_;
+  const OutputCallback on_output_;
   std::vector<Delivery>* outbox_ = nullptr;
   const SteadyClock::time_point arrived_at_ = SteadyClock::now();
   std::optional<SteadyClock::time_point> deadline_;

@@ -134,16 +134,16 @@ void SchedulerLoop::run() {
     } else if (!planner_.idle()) {
       fail_stuck();
     }
-    reap();
     totals_.device_seconds = executor_.device_seconds();
     totals_.host_seconds += std::chrono::duration<double>(SteadyClock::now() - start).count() -
                             (totals_.device_seconds - device_before);
     publish();
+    reap();
   }
   while (executor_.num_in_flight() > 0) collect();
   for (const auto& [id, group] : groups_) end_group(*group, FinishReason::kCancelled);
-  reap();
   publish();
+  reap();
 }
 
 SchedulerLoop::Inbox SchedulerLoop::receive() {

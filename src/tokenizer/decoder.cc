@@ -140,6 +140,7 @@ StatusOr<TokenDecoder> TokenDecoder::from_json(const json& value, const std::str
     return decoder;
   }
   ONEPASS_RETURN_IF_ERROR(read(value, where, 0, decoder.steps_));
+  decoder.is_byte_level_ = decoder.steps_.size() == 1 && json_member(value, "type") == json("ByteLevel");
   return decoder;
 }
 

@@ -18,6 +18,9 @@ class TokenDecoder {
   // The text of the tokens; bytes that are no UTF-8 become U+FFFD.
   std::string apply(std::vector<std::string> tokens) const;
 
+  // ByteLevel and nothing else: a token's bytes do not depend on those around it.
+  bool is_byte_level() const { return is_byte_level_; }
+
   struct Step;
 
  private:
@@ -26,6 +29,7 @@ class TokenDecoder {
 
   std::vector<std::shared_ptr<const Step>> steps_;
   bool join_with_spaces_ = false;
+  bool is_byte_level_ = false;
 };
 
 }  // namespace onepass

@@ -5,13 +5,32 @@
 namespace onepass {
 
 std::string IncrementalDetokenizer::push(int32_t id) {
+  if (tokenizer_.is_byte_level()) {
+    tokenizer_.append_bytes(id, skip_special_tokens_, bytes_);
+    return certain_bytes(/*at_end=*/false);
+  }
   window_.push_back(id);
   // A run of byte tokens is valid or not as a whole.
   if (tokenizer_.is_byte_token(id)) return "";
   return new_text(/*at_end=*/false);
 }
 
-std::string IncrementalDetokenizer::flush() { return new_text(/*at_end=*/true); }
+std::string IncrementalDetokenizer::flush() {
+  return tokenizer_.is_byte_level() ? certain_bytes(/*at_end=*/true) : new_text(/*at_end=*/true);
+}
+
+std::string IncrementalDetokenizer::certain_bytes(bool at_end) {
+  std::string text;
+  std::string_view rest = bytes_;
+  while (!rest.empty()) {
+    const Utf8Step step = utf8_step(rest);
+    if (step.truncated && !at_end) break;  // the next token may complete the character
+    text += step.valid ? rest.substr(0, step.length) : kReplacementCharacter;
+    rest.remove_prefix(step.length);
+  }
+  bytes_.erase(0, bytes_.size() - rest.size());
+  return text;
+}
 
 std::string IncrementalDetokenizer::new_text(bool at_end) {
   const std::string before = tokenizer_.decode(std::span(window_).first(num_returned_), skip_special_tokens_);

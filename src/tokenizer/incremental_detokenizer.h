@@ -25,10 +25,13 @@ class IncrementalDetokenizer {
 
  private:
   std::string new_text(bool at_end);
+  // What of the bytes held back is certain.
+  std::string certain_bytes(bool at_end);
 
   const Tokenizer& tokenizer_;
   const bool skip_special_tokens_;
-  // Ids from some tokens back, whose text has been returned but gives the new ones their context, and the new ones.
+  std::string bytes_;  // of a byte-level tokenizer, whose tokens need no context: those not returned yet
+  // Otherwise: ids from some tokens back, whose text has been returned but gives the new ones their context, and the new ones.
   std::vector<int32_t> window_;
   size_t num_returned_ = 0;  // ids of the window whose text has been returned
 };

@@ -7,6 +7,7 @@
 #include "base/mapped_file.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
+#include "tokenizer/byte_level.h"
 #include "tokenizer/decoder.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/post_processor.h"
@@ -147,6 +148,28 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
     if (auto token = id_to_token(id)) tokens.push_back(*std::move(token));
   }
   return parts_->decoder.apply(std::move(tokens));
+}
+
+bool Tokenizer::is_byte_level() const { return parts_->decoder.is_byte_level(); }
+
+void Tokenizer::append_bytes(int32_t id, bool skip_special_tokens, std::string& out) const {
+  const auto added = parts_->added_by_id.find(id);
+  if (added != parts_->added_by_id.end()) {
+    if (skip_special_tokens && added->second.special) return;
+    // An added token is written as it is unless it could be byte-level characters, as decode() takes it.
+    const auto bytes = byte_level_to_bytes(added->second.content);
+    out += bytes ? *bytes : added->second.content;
+    return;
+  }
+  if (id < 0 || id >= parts_->model.vocab().size()) return;
+  const auto token = parts_->model.vocab().token(id);
+  if (!token) return;
+  const auto bytes = byte_level_to_bytes(*token);
+  if (bytes) {
+    out += *bytes;
+  } else {
+    out += *token;
+  }
 }
 
 std::optional<std::string> Tokenizer::id_to_token(int32_t id) const {

@@ -34,6 +34,10 @@ class Tokenizer {
   // The text of `ids`; unknown ids give nothing. Well-formed UTF-8.
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
 
+  // Whether decode() is the tokens' bytes one after the other, ill-formed parts replaced; and the bytes of one token.
+  bool is_byte_level() const;
+  void append_bytes(int32_t id, bool skip_special_tokens, std::string& out) const;
+
   // The token as it stands in the vocabulary (in byte-level characters, say); nothing for an unused id.
   std::optional<std::string> id_to_token(int32_t id) const;
   std::optional<int32_t> token_to_id(std::string_view token) const;
