@@ -122,7 +122,7 @@ void add_generate_command(CLI::App& app, Action& action) {
   options->scheduling.add_to(*command);
   options->sampling.add_to(*command);
   command->get_option("--logprobs")->needs(json);
-  for (const char* name : {"--max-running-requests", "--kv-tokens", "--schedule-policy", "--disable-prefix-cache",
+  for (const char* name : {"--max-running-requests", "--kv-tokens", "--kv-memory-fraction", "--schedule-policy", "--disable-prefix-cache",
                            "--overlap", "--trace"}) {
     command->get_option(name)->needs(prompts);
   }

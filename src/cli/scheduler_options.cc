@@ -11,8 +11,13 @@ void SchedulerCliOptions::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--kv-tokens", kv_tokens_,
-                 "tokens that the KV cache holds; 0: what all running requests can need at most")
+                 "tokens that the KV cache holds; 0: what all running requests can need, as far as memory goes")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--kv-memory-fraction", kv_memory_fraction_,
+                 "of the machine's memory, what the KV cache takes at most when --kv-tokens is 0")
+      ->check(CLI::Range(0.001, 1.0))
       ->capture_default_str()
       ->group(group);
   app.add_option("--schedule-policy", policy_,
@@ -28,6 +33,7 @@ void SchedulerCliOptions::add_to(CLI::App& app) {
 void SchedulerCliOptions::apply(ModelRunnerOptions& options) const {
   options.max_requests = max_running_requests_;
   options.kv_tokens = kv_tokens_;
+  options.kv_memory_fraction = kv_memory_fraction_;
 }
 
 SchedulerOptions SchedulerCliOptions::options() const {

@@ -21,6 +21,7 @@ class SchedulerCliOptions {
  private:
   int max_running_requests_ = 64;
   int64_t kv_tokens_ = 0;
+  double kv_memory_fraction_ = 0.4;
   std::string policy_ = "lpm";
   bool disable_prefix_cache_ = false;
   bool overlap_ = false;

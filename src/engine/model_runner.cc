@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/memory_info.h"
 
 namespace onepass {
 StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOptions& given) {
@@ -27,20 +28,28 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
       std::max(options.max_requests, static_cast<int>(std::min<int64_t>(options.max_tokens_per_step, all_tokens)));
 
   const auto pages = [&](int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };
-  // Page 0 is the dummy request's.
-  const int64_t num_pages =
-      1 + (options.kv_tokens > 0 ? pages(options.kv_tokens) : options.max_requests * pages(options.context_length));
+  KvPoolConfig kv = {.num_layers = config.num_layers,
+                     .num_pages = 0,
+                     .page_size = options.page_size,
+                     .num_kv_heads = config.num_kv_heads,
+                     .head_dim = config.head_dim,
+                     .head_dim_v = config.head_dim,
+                     .dtype = *options.kv_dtype};
+  int64_t num_pages = pages(options.kv_tokens);
+  if (options.kv_tokens == 0) {
+    num_pages = options.max_requests * pages(options.context_length);
+    if (options.kv_memory_fraction < 1.0) {
+      const double bytes = options.kv_memory_fraction * static_cast<double>(machine_memory());
+      num_pages = std::clamp<int64_t>(static_cast<int64_t>(bytes / static_cast<double>(kv.bytes_per_page())), 1, num_pages);
+    }
+  }
+  ++num_pages;  // page 0 is the dummy request's
   if (num_pages > INT32_MAX / 2) {
     return invalid_argument("KV cache: ", num_pages, " pages of ", options.page_size,
                             " tokens are more than can be numbered");
   }
-  ONEPASS_ASSIGN_OR_RETURN(KvPool pool, KvPool::create({.num_layers = config.num_layers,
-                                                        .num_pages = static_cast<int>(num_pages),
-                                                        .page_size = options.page_size,
-                                                        .num_kv_heads = config.num_kv_heads,
-                                                        .head_dim = config.head_dim,
-                                                        .head_dim_v = config.head_dim,
-                                                        .dtype = *options.kv_dtype}));
+  kv.num_pages = static_cast<int>(num_pages);
+  ONEPASS_ASSIGN_OR_RETURN(KvPool pool, KvPool::create(kv));
   RequestTable table(options.max_requests, static_cast<int>(pages(options.context_length)));
   std::unique_ptr<ModelRunner> runner(
       new ModelRunner(options, std::move(threads), std::move(decoder), std::move(pool), std::move(table)));

@@ -1,0 +1,224 @@
+// generate --prompts and bench throughput as a user meets them.
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "command_line.h"
+
+namespace onepass {
+namespace {
+
+using nlohmann::json;
+
+class BatchCommandTest : public CommandLineTest {
+ protected:
+  std::string prompts() const { return (dir_ / "prompts.jsonl").string(); }
+  std::string output() const { return (dir_ / "output.jsonl").string(); }
+  std::string command() const {
+    return "generate --model " + model_ + " --deterministic --prompts " + prompts() + " --output " + output();
+  }
+
+  // The answers by line number; each is there once.
+  std::map<int, json> answers() const {
+    std::map<int, json> lines;
+    std::istringstream file(read_file(output()));
+    for (std::string line; std::getline(file, line);) {
+      const json value = json::parse(line);
+      EXPECT_TRUE(lines.emplace(value.at("line").get<int>(), value).second) << "twice: " << line;
+    }
+    return lines;
+  }
+
+  // Many requests of different lengths.
+  void write_prompts(int count) const {
+    std::string text;
+    for (int i = 0; i < count; ++i) {
+      const json line = {{"id", "request " + std::to_string(i)},
+                         {"prompt", std::string(i % 2 == 0 ? "ROMEO:" : "JULIET:") + std::string(i % 5, '\n')},
+                         {"max_tokens", 20 + i % 30},
+                         {"temperature", i % 3 == 0 ? 0.0 : 0.9},
+                         {"seed", i}};
+      text += line.dump() + "\n";
+    }
+    write_file(prompts(), text);
+  }
+
+  const std::string model_ = bundled_model("shakespeare-1m");
+};
+
+TEST_F(BatchCommandTest, EachLineGetsWhatItGetsAlone) {
+  write_prompts(24);
+  const CommandResult result = run(command() + " --kv-tokens 640 --page-size 16 --max-running-requests 8");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_NE(result.err.find("24 lines in"), std::string::npos) << result.err;
+  const std::map<int, json> lines = answers();
+  ASSERT_EQ(lines.size(), 24u);
+  for (const int i : {0, 5, 10, 15, 20}) {
+    const json& line = lines.at(i + 1);
+    EXPECT_EQ(line.at("id").get<std::string>(), "request " + std::to_string(i));
+    const std::string alone = "generate --model " + model_ + " --deterministic --json --quiet --max-tokens " +
+                              std::to_string(20 + i % 30) + " --temperature " + (i % 3 == 0 ? "0" : "0.9") + " --seed " +
+                              std::to_string(i) + " --prompt " + (i % 2 == 0 ? "ROMEO:" : "JULIET:");
+    const json expected = json::parse(run(alone).out);
+    EXPECT_EQ(line.at("choices").at(0).at("text").get<std::string>(), expected.at("text").get<std::string>());
+    EXPECT_EQ(line.at("usage").at("completion_tokens").get<int>(),
+              expected.at("usage").at("completion_tokens").get<int>());
+  }
+}
+
+TEST_F(BatchCommandTest, ABadLineFailsByItself) {
+  write_file(prompts(),
+             "{\"prompt\": \"ROMEO:\", \"max_tokens\": 3}\n"
+             "{\"prompt\": \"ROMEO:\", \"temprature\": 1}\n"
+             "not json\n"
+             "\n"
+             "{\"prompt\": \"ROMEO:\", \"max_tokens\": 0}\n"
+             "{\"prompt\": 5}\n"
+             "{\"prompt\": \"\"}\n"
+             "{}\n"
+             "[1]\n"
+             "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n"
+             "{\"prompt\": \"ROMEO:\", \"top_k\": 1e30}\n"
+             "{\"prompt\": \"ROMEO:\", \"n\": 1000}\n"
+             "{\"prompt\": \"ROMEO:\", \"logit_bias\": {\"x\": 1}}\n"
+             "{\"prompt\": \"ROMEO:\", \"stop\": [\"\"]}\n"
+             "{\"prompt\": \"" + std::string(20000, 'x') + "\"}\n"
+             "{\"prompt\": \"JULIET:\", \"max_tokens\": 3, \"n\": 2, \"logprobs\": 1}");
+  const CommandResult result = run(command());
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("13 of 15 lines failed"), std::string::npos) << result.err;
+  const std::map<int, json> lines = answers();
+  ASSERT_EQ(lines.size(), 15u);
+  const std::map<int, std::string> expected = {{2, "unknown key: temprature"},
+                                               {3, "not JSON: not json"},
+                                               {5, "max_new_tokens: expected at least 1, found 0"},
+                                               {6, "prompt: expected a text, found 5"},
+                                               {7, "prompt: expected text, found none"},
+                                               {8, "expected either \"prompt\" or \"messages\", found neither"},
+                                               {9, "line: expected an object, found [1]"},
+                                               {10, "chat: the model has no chat template"},
+                                               {11, "top_k: expected a whole number in range, found 1e+30"},
+                                               {12, "n: expected 1 to 128, found 1000"},
+                                               {13, "logit_bias: expected a token id, found x"},
+                                               {14, "stop: expected strings that are not empty"},
+                                               {15, "but the context of 1024 holds at most 1023"}};
+  for (const auto& [number, message] : expected) {
+    EXPECT_NE(lines.at(number).at("error").get<std::string>().find(message), std::string::npos)
+        << number << ": " << lines.at(number).dump();
+    EXPECT_NE(result.err.find(":" + std::to_string(number) + ": "), std::string::npos) << number;
+  }
+  EXPECT_EQ(lines.at(1).at("choices").size(), 1u);
+  EXPECT_EQ(lines.at(16).at("choices").size(), 2u);
+  EXPECT_EQ(lines.at(16).at("choices").at(1).at("logprobs").size(), 3u);
+}
+
+TEST_F(BatchCommandTest, AnInterruptedRunGoesOn) {
+  write_prompts(60);
+  ASSERT_EQ(run(command()).exit_status, 0);
+  const std::map<int, json> expected = answers();
+  ASSERT_EQ(expected.size(), 60u);
+  // As if it had been killed within a line.
+  const std::string whole = read_file(output());
+  write_file(output(), whole.substr(0, whole.size() / 2));
+  CommandResult result = run(command());
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_NE(result.err.find("goes on after"), std::string::npos) << result.err;
+  const auto without_usage = [](std::map<int, json> lines) {
+    for (auto& [number, line] : lines) line.erase("usage");  // what the cache held differs
+    return lines;
+  };
+  EXPECT_EQ(without_usage(answers()), without_usage(expected));
+  // Nothing is left to do.
+  result = run(command());
+  EXPECT_EQ(result.exit_status, 0);
+  EXPECT_NE(result.err.find("every line is done already"), std::string::npos);
+  EXPECT_EQ(answers().size(), 60u);
+  // Another file is not written over.
+  write_file(output(), "my notes\n");
+  result = run(command());
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_EQ(read_file(output()), "my notes\n");
+}
+
+TEST_F(BatchCommandTest, CtrlCKeepsWhatIsDone) {
+  write_prompts(400);
+  const CommandResult result = run("--version >/dev/null; timeout -s INT 0.4 " ONEPASS_BINARY " " + command() +
+                                   " --max-running-requests 2 2>" + (dir_ / "err2").string());
+  const std::string err = read_file(dir_ / "err2");
+  EXPECT_NE(err.find("interrupted: "), std::string::npos) << err;
+  const size_t done = answers().size();
+  EXPECT_LT(done, 400u);
+  const CommandResult again = run(command());
+  EXPECT_EQ(again.exit_status, 0) << again.err;
+  EXPECT_EQ(answers().size(), 400u);
+}
+
+TEST_F(BatchCommandTest, TheTraceShowsStepsAndWaiting) {
+  write_prompts(30);
+  const std::string trace = (dir_ / "trace.json").string();
+  const CommandResult result =
+      run(command() + " --trace " + trace + " --max-running-requests 4 --kv-tokens 256 --page-size 16 --quiet");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  const json events = json::parse(read_file(trace));
+  std::set<std::string> names, lanes;
+  for (const json& event : events) {
+    names.insert(event.value("name", ""));
+    if (event.value("name", "") == "thread_name") lanes.insert(event.at("args").at("name").get<std::string>());
+    if (event.value("ph", "") == "X") {
+      EXPECT_GE(event.at("dur").get<double>(), 0.0) << event.dump();
+    }
+  }
+  for (const char* name : {"step 1", "prefill", "decode", "tokens", "requests", "pages",
+                           "waits for a place among those that run", "ends: length"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+  EXPECT_EQ(lanes.size(), 31u);  // the engine's and one for each request
+  std::filesystem::remove(output());
+  EXPECT_EQ(run(command() + " --trace /nonexistent/t.json").exit_status, 1);
+  EXPECT_EQ(run(command() + " --trace /dev/full").exit_status, 1);
+}
+
+TEST_F(BatchCommandTest, ThroughputPrintsTheFieldsOfTheField) {
+  const std::string bench = "bench throughput --model " + model_;
+  CommandResult result = run(bench + " --num-prompts 6 --random-input-len 40 --random-output-len 8");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  for (const char* field : {"Successful requests:", "Benchmark duration (s):", "Total input tokens:",
+                            "Total generated tokens:", "Request throughput (req/s):", "Output token throughput (tok/s):",
+                            "Mean TTFT (ms):", "P99 TPOT (ms):", "Median ITL (ms):"}) {
+    EXPECT_NE(result.out.find(field), std::string::npos) << field;
+  }
+  result = run(bench + " --dataset-name generated-shared-prefix --gsp-num-groups 2 --gsp-prompts-per-group 8 "
+                       "--gsp-system-prompt-len 256 --gsp-question-len 16 --gsp-output-len 1 --json");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_EQ(json::parse(result.out).at("computed_tokens").get<int>(), 2 * 256 + 16 * 16);
+  result = run(bench + " --disable-prefix-cache --dataset-name generated-shared-prefix --gsp-num-groups 2 "
+                       "--gsp-prompts-per-group 8 --gsp-system-prompt-len 256 --gsp-question-len 16 "
+                       "--gsp-output-len 1 --json");
+  EXPECT_EQ(json::parse(result.out).at("computed_tokens").get<int>(), 16 * (256 + 16));
+  write_file(dir_ / "chats.json", R"([{"conversations": [{"from": "human", "value": "What is love, good friend?"},
+    {"from": "gpt", "value": "A smoke made with the fume of sighs."}]}, {"conversations": []}, 7])");
+  result = run(bench + " --dataset-name sharegpt --dataset-path " + (dir_ / "chats.json").string() + " --json");
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_EQ(json::parse(result.out).at("successful_requests").get<int>(), 1);
+  EXPECT_EQ(run(bench + " --dataset-name sharegpt").exit_status, 1);
+  EXPECT_EQ(run(bench + " --random-input-len 5000").exit_status, 1);
+  EXPECT_EQ(run(bench + " --dataset-name other").exit_status, 2);
+}
+
+TEST_F(BatchCommandTest, OptionsThatWouldBeIgnoredAreRefused) {
+  write_prompts(1);
+  const std::string generate = "generate --model " + model_;
+  EXPECT_EQ(run(generate + " --prompts " + prompts() + " --prompt x").exit_status, 2);
+  EXPECT_EQ(run(generate + " --prompts " + prompts() + " --json").exit_status, 2);
+  EXPECT_EQ(run(generate + " --prompt x --output y").exit_status, 2);
+  EXPECT_EQ(run(generate + " --prompt x --trace y").exit_status, 2);
+  EXPECT_EQ(run(generate + " --prompt x --kv-tokens 100").exit_status, 2);
+  EXPECT_EQ(run(generate + " --prompts " + prompts() + " --max-running-requests 0").exit_status, 2);
+  EXPECT_EQ(run(generate + " --prompts /nonexistent.jsonl").exit_status, 1);
+  write_file(prompts(), "\n \n");
+  EXPECT_EQ(run(generate + " --prompts " + prompts()).exit_status, 1);
+}
+
+}  // namespace
+}  // namespace onepass
