@@ -96,10 +96,19 @@ class FakeDevice {
         expect(content_[at] == hashes[position],
                str_cat("request ", item.request->id, " reads another text at ", position).c_str());
       }
-      if (item.samples) results.push_back(item.request);
+      if (!item.is_known) {
+        expect(item.num_tokens == 1 && last_tokens_[item.slot] == true_token(*item.request, item.first_position),
+               "a request goes on from another's token");
+      }
+    }
+    for (const StepPlan::Item& item : plan.items) {
+      if (!item.samples) continue;
+      last_tokens_[item.slot] = true_token(*item.request, item.first_position + item.num_tokens);
+      results.push_back(item.request);
     }
     for (const StepPlan::Fork& fork : plan.forks) {
       expect(plan.items[fork.item].request == fork.request->fork_of, "a fork of another request");
+      last_tokens_[fork.slot] = true_token(*fork.request, fork.request->num_prompt_tokens);
       results.push_back(fork.request);
     }
     for (const PageCopy& copy : plan.copies) {
@@ -181,7 +190,7 @@ class FakeDevice {
     while (static_cast<int>(truth.size()) <= position) {
       uint64_t hash = r.fork_of != nullptr ? r.id : 0;
       for (int32_t token : truth) hash = mix(hash, static_cast<uint64_t>(token));
-      truth.push_back(static_cast<int32_t>(hash % 3));
+      truth.push_back(static_cast<int32_t>(hash % 5));
     }
     return truth[position];
   }
@@ -206,6 +215,7 @@ class FakeDevice {
   std::vector<std::unique_ptr<Request>> requests_;
   std::map<uint64_t, std::vector<int32_t>> truths_;
   std::deque<Results> in_flight_;
+  std::map<int, int32_t> last_tokens_;  // by slot: what has been sampled there last
   std::vector<std::string> wrong_;
   int num_unfinished_ = 0;
 };
