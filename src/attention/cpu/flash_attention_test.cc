@@ -131,6 +131,44 @@ TEST(FlashAttentionCpu, EdgesOfTilesAgreeWithTheReference) {
   }
 }
 
+// Decoding and a few tokens more, in shapes that are read as a stream where there are bf16 dot products.
+TEST(FlashAttentionCpu, StreamsAgreeWithTheReference) {
+  std::mt19937_64 rng(2026);
+  const auto pick = [&](std::initializer_list<int> values) { return values.begin()[rng() % values.size()]; };
+  int streamed = 0;
+  for (int round = 0; round < 120; ++round) {
+    const int group = 1 + static_cast<int>(rng() % 8);
+    AttentionSpec spec{.seed = rng(),
+                       .num_heads_kv = pick({2, 3, 4, 5, 8}),
+                       .head_dim = pick({32, 64, 96, 128, 160, 256}),
+                       .page_size = pick({0, 1, 2, 3, 7, 16, 64, 100, 256}),
+                       .kv_dtype = DType::kBF16,
+                       .causal = rng() % 4 != 0,
+                       .window_left = rng() % 4 == 0 ? pick({0, 1, 5, 64}) : -1,
+                       .attention_chunk = rng() % 8 == 0 ? pick({3, 64}) : 0,
+                       .softcap = rng() % 4 == 0 ? 2.0f : 0.0f,
+                       .sinks = rng() % 4 == 0,
+                       .descales = rng() % 4 == 0,
+                       .num_splits = pick({0, 0, 1, 3}),
+                       .split_size = rng() % 4 == 0 ? pick({1, 2, 33, 64}) : 0,
+                       .padding = pick({0, 16})};
+    spec.num_heads = spec.num_heads_kv * group;
+    spec.head_dim_v = rng() % 2 == 0 ? spec.head_dim : pick({32, 64, 96, 128});
+    for (int request = 0; request < pick({1, 2, 3}); ++request) {
+      spec.seqlens_q.push_back(pick({1, 1, 2, 3}));
+      spec.seqlens_k.push_back(std::max(spec.seqlens_q.back(), pick({0, 1, 2, 3, 4, 5, 63, 64, 65, 127, 200, 301})));
+    }
+    SCOPED_TRACE(to_string(spec));
+    AttentionProblem problem(spec);
+    ThreadPool pool(1 + static_cast<int>(rng() % 3));
+    for (const cpu::FlashItem& item : cpu::plan_flash_attention(problem.params(), pool.num_threads()).items)
+      streamed += cpu::can_stream(problem.params(), item);
+    expect_close(problem, pool);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GE(streamed, 60);
+}
+
 TEST(FlashAttentionCpu, SplitsOfEveryKindAgree) {
   ThreadPool pool(3);
   for (int num_splits : {0, 1, 2, 7, 1000}) {
@@ -151,31 +189,35 @@ TEST(FlashAttentionCpu, SplitsOfEveryKindAgree) {
   }
 }
 
-// Bit for bit: any number of threads, and a request alone or in a batch.
+// Bit for bit: any number of threads, and a request alone or in a batch. Of one KV head, and of several as a stream.
 TEST(FlashAttentionCpu, AFixedSplitSizeDoesNotDependOnThreadsOrTheRestOfTheBatch) {
-  AttentionProblem problem({.seqlens_q = {3, 1, 40},
-                            .seqlens_k = {1000, 700, 900},
-                            .num_heads = 4,
-                            .num_heads_kv = 1,
-                            .kv_dtype = DType::kBF16,
-                            .split_size = 128});
-  for (CpuIsa isa : supported_cpu_isas()) {
-    const auto run = [&](int threads, int batch) {
-      ThreadPool pool(threads);
-      FlashAttentionWorkspace workspace;
-      problem.clear_output();
-      AttentionParams params = problem.params();
-      params.batch = batch;
-      params.softmax_lse = nullptr;
-      flash_attention_cpu(params, workspace, {.pool = &pool, .isa = isa});
-      std::vector<float> out = problem.result().out;
-      out.resize(int64_t{params.cu_seqlens_q[1]} * 4 * 64);  // the first request's
-      return out;
-    };
-    const std::vector<float> expected = run(1, 3);
-    for (float value : expected) ASSERT_TRUE(std::isfinite(value));
-    for (int threads : {1, 2, 3}) {
-      for (int batch : {1, 2, 3}) EXPECT_EQ(run(threads, batch), expected) << threads << " threads, batch of " << batch;
+  for (const auto& [first_seqlen_q, heads_kv] : {std::pair(3, 1), {1, 4}, {2, 4}}) {
+    const int heads = 4 * heads_kv;
+    AttentionProblem problem({.seqlens_q = {first_seqlen_q, 1, 40},
+                              .seqlens_k = {1000, 700, 900},
+                              .num_heads = heads,
+                              .num_heads_kv = heads_kv,
+                              .kv_dtype = DType::kBF16,
+                              .split_size = 128});
+    for (CpuIsa isa : supported_cpu_isas()) {
+      const auto run = [&](int threads, int batch) {
+        ThreadPool pool(threads);
+        FlashAttentionWorkspace workspace;
+        problem.clear_output();
+        AttentionParams params = problem.params();
+        params.batch = batch;
+        params.softmax_lse = nullptr;
+        flash_attention_cpu(params, workspace, {.pool = &pool, .isa = isa});
+        std::vector<float> out = problem.result().out;
+        out.resize(int64_t{params.cu_seqlens_q[1]} * heads * 64);  // the first request's
+        return out;
+      };
+      const std::vector<float> expected = run(1, 3);
+      for (float value : expected) ASSERT_TRUE(std::isfinite(value));
+      for (int threads : {1, 2, 3}) {
+        for (int batch : {1, 2, 3})
+          EXPECT_EQ(run(threads, batch), expected) << threads << " threads, batch of " << batch;
+      }
     }
   }
 }

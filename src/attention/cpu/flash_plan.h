@@ -49,6 +49,9 @@ struct FlashPlan {
   int max_item_rows = 0;  // the largest rows * heads
 };
 
+// Whether an item may go by flash_stream.inl, where the instruction set has it.
+bool can_stream(const AttentionParams& params, const FlashItem& item);
+
 FlashPlan plan_flash_attention(const AttentionParams& params, int num_threads);
 
 }  // namespace onepass::cpu

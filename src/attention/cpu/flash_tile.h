@@ -55,6 +55,35 @@ struct FlashKeys {
   void* scratch = nullptr;  // scratch_bytes(head_dim, head_dim_v)
 };
 
+// Rows of all KV heads together that a stream takes, at most.
+inline constexpr int kMaxStreamRows = 160;
+// By rows of a head: how many heads a stream takes together, which must divide their number.
+inline constexpr int kStreamHeads[] = {0, 4, 2, 1, 1, 1, 1, 1, 1};
+
+// A few query rows in each of several KV heads, and a range of keys that are read where they lie.
+struct FlashStream {
+  int heads = 0;
+  int rows = 0;  // of each head
+  int head_dim = 0;
+  int head_dim_v = 0;
+  const void* q = nullptr;         // [heads, rows, head_dim] in bf16
+  float* o = nullptr;              // [heads, rows, head_dim_v]: result, in memory far from that of other threads
+  float* max = nullptr;            // [heads, rows]: results, as in FlashRows
+  float* sum = nullptr;            // likewise
+  const float* scale = nullptr;    // [heads]: as in FlashKeys
+  float softcap = 0.0f;            // as in FlashKeys
+  const int32_t* first = nullptr;  // [rows]: the keys that the row sees, relative to `begin`: first..last,
+  const int32_t* last = nullptr;   //   which may lie outside 0..count-1 or be empty
+  int64_t begin = 0;               // keys begin .. begin + count - 1 of the request
+  int64_t count = 0;               // less than 2^30
+  const char* k = nullptr;         // page 0 (or the request's first row), first KV head; strides are in bytes
+  const char* v = nullptr;
+  int64_t k_head_stride = 0, k_row_stride = 0, k_page_stride = 0;
+  int64_t v_head_stride = 0, v_row_stride = 0, v_page_stride = 0;
+  const int32_t* page_table = nullptr;  // of the request; null: its rows follow one another
+  int64_t page_size = 0;
+};
+
 // The kernels of one dtype of K and V.
 struct FlashKernels {
   int max_keys;  // keys of one tile
@@ -63,6 +92,8 @@ struct FlashKernels {
   void (*absorb)(const FlashRows& rows, const FlashKeys& keys);
   int64_t (*scratch_bytes)(int head_dim, int head_dim_v);
   // The widest vector wants rows of K and V to be readable up to a multiple of 16 elements; others are copied first.
+  // All keys of an item at once, in the order of memory; null where there is none. For items that can_stream() allows.
+  void (*stream)(const FlashStream& stream) = nullptr;
 };
 
 struct FlashKernelTable {

@@ -12,6 +12,7 @@
 // kTileVecs vectors.
 #include "attention/cpu/flash_direct.inl"
 #include "attention/cpu/flash_math.inl"
+#include "attention/cpu/flash_stream.inl"
 
 namespace onepass::cpu::ONEPASS_ISA {
 namespace {
@@ -221,8 +222,12 @@ void absorb(const FlashRows& rows, const FlashKeys& keys) {
 
 template <typename Math>
 constexpr FlashKernels kernels_of() {
-  return {
+  FlashKernels kernels{
       .max_keys = kMaxKeys, .q_is_bf16 = Math::kBf16, .absorb = absorb<Math>, .scratch_bytes = Scratch<Math>::bytes};
+#if defined(__AVX512BF16__)
+  if (Math::kBf16) kernels.stream = absorb_stream;
+#endif
+  return kernels;
 }
 
 }  // namespace
