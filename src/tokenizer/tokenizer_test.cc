@@ -234,6 +234,12 @@ TEST(Tokenizer, ErrorsNameTheFileAndTheThing) {
       message(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": {"type": "Precompiled"}})")
           .find("found \"Precompiled\""),
       std::string::npos);
+  const std::string pattern = std::string(50, 'x') + std::string(100000, '(');
+  const std::string refused = message(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+      "pre_tokenizer": {"type": "Split", "pattern": {"Regex": ")" +
+                                      pattern + R"("}, "behavior": "Isolated"}})");
+  EXPECT_NE(refused.find("regular expression '" + pattern.substr(0, 80) + "...': "), std::string::npos) << refused;
+  EXPECT_LT(refused.size(), 250u);
   fs::remove_all(dir);
   EXPECT_EQ(Tokenizer::load("/nonexistent").status().message(),
             "/nonexistent/tokenizer.json: No such file or directory");
