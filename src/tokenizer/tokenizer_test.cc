@@ -234,6 +234,8 @@ TEST(Tokenizer, ErrorsNameTheFileAndTheThing) {
       message(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": {"type": "Precompiled"}})")
           .find("found \"Precompiled\""),
       std::string::npos);
+  EXPECT_EQ(message(R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 7, "c": 1, "d": 7}, "merges": []}})"),
+            ": model.vocab: 'b' and 'd': expected an id each, found 7 for both");
   const std::string pattern = std::string(50, 'x') + std::string(100000, '(');
   const std::string refused = message(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
       "pre_tokenizer": {"type": "Split", "pattern": {"Regex": ")" +
