@@ -55,9 +55,8 @@ StatusOr<Memory> memory_of(const ModelSummary& summary, const InspectOptions& op
                            parse_float_dtype(options.kv_dtype == "auto" ? most->first : options.kv_dtype));
   memory.kv_pages =
       (int64_t{memory.context_length} + options.page_size - 1) / options.page_size * options.num_sequences;
-  // Mapped, never touched: asking the workspace itself keeps this figure true.
-  ONEPASS_ASSIGN_OR_RETURN(const DecoderWorkspace workspace, DecoderWorkspace::create(config, options.chunk_size));
-  memory.workspace_bytes = workspace.size_bytes() + int64_t{options.num_sequences} * config.vocab_size * 4;
+  memory.workspace_bytes =
+      DecoderWorkspace::size_bytes(config, options.chunk_size) + int64_t{options.num_sequences} * config.vocab_size * 4;
   return memory;
 }
 

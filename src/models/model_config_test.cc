@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "models/architecture.h"
+#include "models/decoder.h"
 #include "models/generation_config.h"
 
 namespace onepass {
@@ -244,6 +245,21 @@ TEST_F(ModelConfigTest, RefusesWhatItCannotRun) {
                   {"high_freq_factor", 4.0},
                   {"original_max_position_embeddings", 64}},
                  "high_freq_factor: expected more than low_freq_factor");
+}
+
+TEST_F(ModelConfigTest, SizesTheWorkspaceWithoutAllocatingIt) {
+  ModelConfig config = loaded(llama_);
+  const auto workspace = DecoderWorkspace::create(config, 100);
+  ASSERT_TRUE(workspace.ok()) << workspace.status();
+  size_t bytes = 0;
+  for (const Buffer* buffer : {&workspace->hidden, &workspace->normed, &workspace->qkv, &workspace->attention,
+                               &workspace->gate_up, &workspace->inner}) {
+    EXPECT_GT(buffer->size(), 0u);
+    bytes += buffer->size();
+  }
+  EXPECT_EQ(DecoderWorkspace::size_bytes(config, 100), static_cast<int64_t>(bytes));
+  config.intermediate_size = 1 << 24;  // more than an address space holds
+  EXPECT_GT(DecoderWorkspace::size_bytes(config, 1 << 20), int64_t{1} << 47);
 }
 
 TEST_F(ModelConfigTest, RefusesWhatIsNoJson) {
