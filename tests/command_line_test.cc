@@ -99,6 +99,25 @@ TEST_F(CliTest, StopStringsAndStopTokensEndTheAnswer) {
   EXPECT_EQ(by_token["token_ids"].back(), token);
 }
 
+// As in vLLM: what is complete within the first --min-tokens tokens is text like any other.
+TEST_F(CliTest, StopStringsWaitForTheLeastNumberOfTokens) {
+  const std::string command = "generate --model " + model_ + " --prompt 'ROMEO:' --greedy --json --quiet";
+  const std::string text = nlohmann::json::parse(run(command + " --max-tokens 80").out)["text"];
+  const std::string beginning = nlohmann::json::parse(run(command + " --max-tokens 30").out)["text"];
+  ASSERT_EQ(text.rfind(beginning, 0), 0u);
+  const size_t end = text.find('e', beginning.size());
+  ASSERT_LT(text.find('e'), beginning.size());
+  ASSERT_NE(end, std::string::npos);
+  const auto stopped = nlohmann::json::parse(run(command + " --max-tokens 80 --min-tokens 30 --stop e").out);
+  EXPECT_EQ(stopped["text"], text.substr(0, end));
+  EXPECT_EQ(stopped["finish_reason"], "stop");
+  EXPECT_EQ(stopped["matched_stop"], "e");
+  EXPECT_GT(stopped["token_ids"].size(), 30u);
+  const auto never = nlohmann::json::parse(run(command + " --max-tokens 80 --min-tokens 80 --stop e").out);
+  EXPECT_EQ(never["text"], text);
+  EXPECT_EQ(never["finish_reason"], "length");
+}
+
 TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
   const fs::path file = dir_ / "logits.safetensors";
   const CommandResult result =

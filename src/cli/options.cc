@@ -78,7 +78,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--min-tokens,--min-new-tokens", min_new_tokens_,
-                 "no end token before so many new tokens (a stop string still ends)")
+                 "no end token and no stop string ends the answer before so many new tokens")
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str()
       ->group(group);

@@ -12,8 +12,8 @@ namespace onepass {
 
 // The order in which the fields act: logit_bias, repetition_penalty, presence and frequency penalties, min_new_tokens
 // (end tokens are impossible until then), temperature, top_k, top_p, min_p. Names and meanings are vLLM's
-// SamplingParams; as there, the repetition penalty counts the prompt's tokens and the other two only generated ones. A
-// stop string ends a request even before min_new_tokens, which holds back end tokens alone (vLLM waits with both).
+// SamplingParams; as there, the repetition penalty counts the prompt's tokens and the other two only generated ones,
+// and a stop string that one of the first min_new_tokens completes is text like any other.
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy; the smallest id wins a tie
   int top_k = 0;             // 0: off

@@ -137,6 +137,15 @@ TEST(StopStringMatcher, FindsStopsAcrossPiecesAndHoldsBackTheirBeginnings) {
   StopStringMatcher including({"b", "abc"}, /*include_stop=*/true);
   EXPECT_EQ(including.push("xxab"), "xxab");  // "abc" began first, but "b" is complete first
   EXPECT_EQ(including.match(), "b");
+  StopStringMatcher late({"ab", "abc"}, /*include_stop=*/false);
+  EXPECT_EQ(late.push("xab", /*may_match=*/false), "x");  // "abc" may still come, and then counts
+  EXPECT_EQ(late.push("ab a", /*may_match=*/false), "abab ");
+  EXPECT_EQ(late.push("b"), "");  // begun early, complete in time
+  EXPECT_EQ(late.match(), "ab");
+  StopStringMatcher longer({"ab", "abc"}, /*include_stop=*/true);
+  EXPECT_EQ(longer.push("xab", /*may_match=*/false), "x");
+  EXPECT_EQ(longer.push("cab"), "abc");
+  EXPECT_EQ(longer.match(), "abc");
   StopStringMatcher none({}, false);
   EXPECT_EQ(none.push("all of it"), "all of it");
   StopStringMatcher held({"stop"}, false);
