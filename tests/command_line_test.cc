@@ -1,8 +1,11 @@
 // The program as a user meets it: exit status, stdout, and one line of error that names the thing.
 #include "command_line.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 namespace onepass {
 namespace {
@@ -118,6 +121,19 @@ TEST_F(CliTest, StopStringsWaitForTheLeastNumberOfTokens) {
   EXPECT_EQ(never["finish_reason"], "length");
 }
 
+TEST_F(CliTest, ThePromptMayComeThroughAPipe) {
+  const fs::path pipe = dir_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const std::string command = "--model " + model_ + " --max-tokens 5 --greedy --quiet";
+  std::thread writer([&] { write_file(pipe, "ROMEO:"); });
+  const CommandResult result = run("generate " + command + " --prompt-file " + pipe.string());
+  writer.join();
+  EXPECT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_EQ(result.out, run("generate " + command + " --prompt ROMEO:").out);
+  expect_error("generate --model " + model_ + " --prompt-file /dev/zero", "/dev/zero: more than the 67108864 bytes");
+  expect_error("generate --model " + model_ + " --prompt-file /dev/null", "/dev/null: expected text, found none");
+}
+
 TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
   const fs::path file = dir_ / "logits.safetensors";
   const CommandResult result =
@@ -181,8 +197,8 @@ TEST_F(CliTest, AFullOutputIsAnError) {
 
 TEST_F(CliTest, BadRequestsAreOneLine) {
   expect_error("generate --model /nonexistent --prompt x", "/nonexistent");
-  expect_error("generate --model " + model_ + " --prompt ''", "prompt: expected text, found none");
-  expect_error("generate --model " + model_, "prompt: expected text, found none");
+  expect_error("generate --model " + model_ + " --prompt ''", "expected text, found none");
+  expect_error("generate --model " + model_, "expected text, found none");
   expect_error("generate --model " + model_ + " --prompt-file /nonexistent", "/nonexistent: No such file");
   expect_error("generate --model " + model_ + " --prompt x --temperature -1",
                "temperature: expected 0 or more, found -1");

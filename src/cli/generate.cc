@@ -39,9 +39,9 @@ nlohmann::json logprobs_json(const Tokenizer& tokenizer, const std::vector<Sampl
 Status run(const GenerateOptions& options) {
   std::string prompt = options.prompt;
   if (!options.prompt_file.empty()) {
-    ONEPASS_ASSIGN_OR_RETURN(prompt, read_text_file(options.prompt_file));
+    ONEPASS_ASSIGN_OR_RETURN(prompt, read_text_input(options.prompt_file));
   }
-  if (prompt.empty()) return invalid_argument("prompt: expected text, found none");
+  if (prompt.empty()) return invalid_argument(options.prompt_file, ": expected text, found none");
   ONEPASS_ASSIGN_OR_RETURN(const ModelRunnerOptions runner_options, options.engine.runner_options());
   ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
   GenerationRequest request;
@@ -102,7 +102,7 @@ void add_generate_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<GenerateOptions>();
   options->engine.add_to(*command);
   auto* prompt = command->add_option("--prompt", options->prompt, "the text to continue");
-  auto* file = command->add_option("--prompt-file", options->prompt_file, "read it from a file")->excludes(prompt);
+  auto* file = command->add_option("--prompt-file", options->prompt_file, "read it from a file or a pipe")->excludes(prompt);
   prompt->excludes(file);
   auto* chat = command->add_flag("--chat", options->chat,
                                  "put the prompt through the model's chat template, as a user's message");

@@ -88,7 +88,7 @@ Status run(const TokenizeOptions& options) {
     ONEPASS_ASSIGN_OR_RETURN(text, render_chat(options));
     add_special_tokens = false;  // the template writes them
   } else if (!options.file.empty()) {
-    ONEPASS_ASSIGN_OR_RETURN(text, read_text_file(options.file));
+    ONEPASS_ASSIGN_OR_RETURN(text, read_text_input(options.file));
   } else if (!options.has_text) {
     text.assign(std::istreambuf_iterator<char>(std::cin), {});
   }
@@ -115,7 +115,7 @@ void add_tokenize_command(CLI::App& app, Action& action) {
   command->add_option("--model", options->model_dir, "Hugging Face model folder")->required();
   auto* text =
       command->add_option("--text", options->text, "the text to encode (standard input when nothing is named)");
-  auto* file = command->add_option("--file", options->file, "encode a file")->excludes(text);
+  auto* file = command->add_option("--file", options->file, "encode a file, or what a pipe brings")->excludes(text);
   auto* decode = command->add_option("--decode", options->decode, "token ids to decode, separated by commas")
                      ->delimiter(',')
                      ->excludes(text)
