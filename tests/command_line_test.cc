@@ -134,6 +134,22 @@ TEST_F(CliTest, ThePromptMayComeThroughAPipe) {
   expect_error("generate --model " + model_ + " --prompt-file /dev/null", "/dev/null: expected text, found none");
 }
 
+TEST_F(CliTest, TheSummaryCountsTheTokensThatItTimes) {
+  const std::string command = "generate --model " + model_ + " --prompt 'ROMEO:' --greedy --ignore-eos --max-tokens ";
+  for (const auto& [count, expected] : {std::pair("1", "decode   0 tokens after the first in "),
+                                        std::pair("12", "decode   11 tokens after the first in ")}) {
+    const CommandResult result = run(command + count);
+    EXPECT_NE(result.err.find(expected), std::string::npos) << result.err;
+    const size_t line = result.err.find(expected);
+    double milliseconds = 0, rate = 0;
+    int tokens = 0;
+    ASSERT_EQ(std::sscanf(result.err.c_str() + line, "decode %d tokens after the first in %lf ms, %lf tok/s", &tokens,
+                          &milliseconds, &rate),
+              3);
+    EXPECT_NEAR(rate * milliseconds / 1e3, tokens, 0.05 * tokens + 0.01 * rate) << result.err;
+  }
+}
+
 TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
   const fs::path file = dir_ / "logits.safetensors";
   const CommandResult result =
