@@ -150,6 +150,29 @@ TEST_F(CliTest, TheSummaryCountsTheTokensThatItTimes) {
   }
 }
 
+// A conversation outlives its context: the oldest turns go, the system message stays.
+TEST_F(CliTest, ChatForgetsTheOldestTurnsWhenTheContextIsFull) {
+  const fs::path model = copy_model();
+  write_file(model / "chat_template.jinja",
+             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:");
+  const std::string command = "chat --model " + model.string() +
+                              " --system 'Speak.' --greedy --ignore-eos --context-length 96 --max-tokens 8 --seed 1";
+  std::string input;
+  for (int turn = 0; turn < 12; ++turn) input += "What say you, good my lord, of the war?\n";
+  const CommandResult result = run(command, input);
+  EXPECT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_GE(std::count(result.out.begin(), result.out.end(), '\n'), 12) << result.out;
+  EXPECT_NE(result.err.find("The context of 96 tokens is full: forgot the oldest turn.\n"), std::string::npos)
+      << result.err;
+  const CommandResult one = run(command, "What say you, good my lord, of the war?\n");
+  EXPECT_EQ(one.err, "");
+  EXPECT_EQ(result.out.rfind(one.out, 0), 0u);
+  // A message that does not fit by itself has no answer.
+  const CommandResult long_message = run(command, "Ay.\n" + std::string(2000, 'x') + "\n");
+  EXPECT_EQ(long_message.exit_status, 1);
+  EXPECT_NE(long_message.err.find("but the context of 96 holds"), std::string::npos) << long_message.err;
+}
+
 TEST_F(CliTest, LogitsAreWrittenForEveryPosition) {
   const fs::path file = dir_ / "logits.safetensors";
   const CommandResult result =
