@@ -226,7 +226,11 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
 // Results that cannot be written are not said to have been.
 TEST_F(CliTest, AFullOutputIsAnError) {
   for (const std::string& command :
-       {"generate --model " + model_ + " --prompt x --max-tokens 2", "tokenize --model " + model_ + " --text hello",
+       {std::string("--help"), std::string("--version"), std::string("generate --help"), std::string("chat --help"),
+        std::string("logits --help"), std::string("perplexity --help"), std::string("tokenize --help"),
+        std::string("inspect --help"), std::string("ladder --help"), std::string("devices --help"),
+        std::string("bench --help"), std::string("bench latency --help"), std::string("bench attention --help"),
+        "generate --model " + model_ + " --prompt x --max-tokens 2", "tokenize --model " + model_ + " --text hello",
         "inspect --model " + model_, std::string("ladder --seq 64")}) {
     const CommandResult result = run(command + " >/dev/full");
     EXPECT_EQ(result.exit_status, 1) << command;
