@@ -62,7 +62,7 @@ void SamplingOptions::add_to(CLI::App& app) {
   app.add_option("--presence-penalty", presence_penalty_, "subtracted from the logits of tokens generated")
       ->group(group);
   app.add_option("--frequency-penalty", frequency_penalty_, "the same, times how often")->group(group);
-  app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit; may be given again")->group(group);
+  app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit, -100 to 100; may be given again")->group(group);
   app.add_option("--seed", seed_, "the same seed gives the same text; unset: a random one, printed")
       ->check(
           [](const std::string& text) -> std::string {

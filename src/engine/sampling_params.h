@@ -38,8 +38,13 @@ struct SamplingParams {
 };
 
 constexpr int kMaxTopLogprobs = 100;
+// Wider than any use, and narrow enough that no finite logit becomes infinite.
+constexpr float kMinRepetitionPenalty = 0.01f, kMaxRepetitionPenalty = 100.0f;
+constexpr float kMaxLogitBias = 100.0f;  // either way, as in OpenAI's interface
 
-// Names the first field out of range; token ids are checked against `vocab_size`.
+// Names the first field that is out of range whatever the model.
+Status validate(const SamplingParams& params);
+// The same, with token ids held to `vocab_size`.
 Status validate(const SamplingParams& params, int vocab_size);
 
 }  // namespace onepass
