@@ -220,7 +220,20 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
   expect_error("generate --model " + model_ + " --prompt x --temperature ''", "--temperature: expected a number", 2);
   expect_error("generate --model " + model_ + " --prompt x --logit-bias '' 3", "--logit-bias: expected a number", 2);
   expect_error("logits --model " + model_ + " --input-ids '' --output " + (dir_ / "never").string() + "",
-               "--input-ids: expected a number", 2);
+               "--input-ids: expected token ids", 2);
+}
+
+// An id that is missing from a list is not passed over.
+TEST_F(CliTest, ListsOfTokenIdsHaveNoGaps) {
+  for (const char* list : {"1,,2", ",1", "1,", ",", "1,x", "1 ,2", "1,-2", "99999999999", "0x1"}) {
+    const std::string expected = std::string(": expected token ids separated by commas, found \"");
+    expect_error("logits --model " + model_ + " --output " + (dir_ / "never").string() + " '--input-ids=" + list + "'",
+                 "--input-ids" + expected, 2);
+    expect_error("tokenize --model " + model_ + " '--decode=" + list + "'", "--decode" + expected, 2);
+  }
+  expect_error("tokenize --model " + model_ + " --decode 1,,2", "found \"\" in \"1,,2\"", 2);
+  EXPECT_EQ(run("tokenize --model " + model_ + " --decode 40,41,42").out,
+            run("tokenize --model " + model_ + " --decode 40,41 --decode 42").out);
 }
 
 // Results that cannot be written are not said to have been.
@@ -256,7 +269,6 @@ TEST_F(CliTest, BadRequestsAreOneLine) {
   expect_error("generate --model " + model_ + " --prompt x --chat", "chat template");
   expect_error("logits --model " + model_ + " --input-ids 1,99999999 --output " + (dir_ / "never").string() + "",
                "token id");
-  expect_error("logits --model " + model_ + " --input-ids=-1 --output " + (dir_ / "never").string() + "", "token id");
   expect_error("logits --model " + model_ + " --input-ids 1 --output /nonexistent/file", "/nonexistent/file");
   expect_error("tokenize --model " + model_ + " --decode 1,999999", "token id: expected 0 to 2047, found 999999");
   expect_error("bench attention --heads 4 --kv-heads 4 --head-dim 512 --batch 4096 --seqlen-k 1048576",

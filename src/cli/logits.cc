@@ -60,7 +60,7 @@ void add_logits_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("logits", "Write the logits of every position to a safetensors file");
   auto options = std::make_shared<LogitsOptions>();
   options->engine.add_to(*command);
-  auto* ids = command->add_option("--input-ids", options->input_ids, "token ids, separated by commas")->delimiter(',');
+  auto* ids = add_token_ids(*command, "--input-ids", options->input_ids, "token ids, separated by commas");
   command->add_option("--prompt", options->prompt, "or a text")->excludes(ids);
   command->add_option("--output", options->output, "file to write: tensor \"logits\" [tokens, vocab_size] float32")
       ->required();

@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "base/mapped_file.h"
 #include "cli/command.h"
+#include "cli/options.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
@@ -116,8 +117,7 @@ void add_tokenize_command(CLI::App& app, Action& action) {
   auto* text =
       command->add_option("--text", options->text, "the text to encode (standard input when nothing is named)");
   auto* file = command->add_option("--file", options->file, "encode a file, or what a pipe brings")->excludes(text);
-  auto* decode = command->add_option("--decode", options->decode, "token ids to decode, separated by commas")
-                     ->delimiter(',')
+  auto* decode = add_token_ids(*command, "--decode", options->decode, "token ids to decode, separated by commas")
                      ->excludes(text)
                      ->excludes(file);
   auto* chat = command
