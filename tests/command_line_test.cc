@@ -204,6 +204,12 @@ TEST_F(CliTest, LogitsOverTheModelsOwnFileHarmNothing) {
 
 TEST_F(CliTest, UsageErrorsExitWithTwo) {
   expect_error("", "subcommand", 2);
+  expect_error("frob", "no such command or option: frob", 2);
+  expect_error("frob --model x", "no such command or option: frob", 2);
+  expect_error("--frob", "no such command or option: --frob", 2);
+  expect_error("bench frob", "no such command or option: frob", 2);
+  expect_error("generate --frob", "no such command or option: --frob", 2);
+  expect_error("generate --model " + model_ + " --prompt x frob", "frob", 2);
   expect_error("generate --prompt x", "--model", 2);
   expect_error("generate --model " + model_ + " --prompt x --page-size 0", "page-size", 2);
   expect_error("generate --model " + model_ + " --prompt x --page-size 257", "page-size", 2);
@@ -221,6 +227,55 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
   expect_error("generate --model " + model_ + " --prompt x --logit-bias '' 3", "--logit-bias: expected a number", 2);
   expect_error("logits --model " + model_ + " --input-ids '' --output " + (dir_ / "never").string() + "",
                "--input-ids: expected token ids", 2);
+}
+
+// What is wrong in the command line itself is status 2 before any file is opened: there is no model here.
+TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
+  const std::string generate = "generate --model /nonexistent --prompt x ";
+  for (const auto& [arguments, expected] : std::vector<std::pair<std::string, std::string>>{
+           {"--temperature -1", "temperature: expected 0 or more, found -1"},
+           {"--temperature nan", "temperature: expected 0 or more, found nan"},
+           {"--top-k -1", "top_k: expected 0 (off) or more, found -1"},
+           {"--top-p 0", "top_p: expected more than 0"},
+           {"--top-p 1.5", "top_p: expected more than 0"},
+           {"--min-p 2", "min_p: expected 0 to 1, found 2"},
+           {"--repetition-penalty 0", "repetition_penalty: expected 0.01 to 100, found 0"},
+           {"--repetition-penalty 1e-40", "repetition_penalty: expected 0.01 to 100, found "},
+           {"--repetition-penalty inf", "repetition_penalty: expected 0.01 to 100, found inf"},
+           {"--presence-penalty 3", "presence_penalty: expected -2 to 2, found 3"},
+           {"--frequency-penalty -3", "frequency_penalty: expected -2 to 2, found -3"},
+           {"--logit-bias 1 1e38", "logit_bias: expected -100 to 100, found 1e+38"},
+           {"--logit-bias -1 1", "logit_bias: token id: expected 0 or more, found -1"},
+           {"--stop-token-id -1", "--stop-token-id: Value -1 not in range"},
+           {"--stop ''", "stop: expected strings that are not empty"},
+           {"--min-tokens 9 --max-tokens 3", "min_new_tokens: expected 0 to max_new_tokens, found 9"},
+           {"--logprobs 101 --json", "--logprobs: Value 101 not in range"},
+           {"--device tpu", "device: expected cpu"},
+           {"--device cuda", "device cuda: "},
+           {"--attention magic", "attention: expected flash or reference"},
+           {"--kv-dtype int3", "dtype"},
+           {"--isa mmx", "instruction set"}}) {
+    expect_error(generate + arguments, expected, 2);
+  }
+  for (const auto& [arguments, expected] : std::vector<std::pair<std::string, std::string>>{
+           {"generate --model /nonexistent", "--prompt: expected text, found none"},
+           {"generate --model /nonexistent --prompt ''", "--prompt: expected text, found none"},
+           {"chat --model /nonexistent --top-p 0", "top_p: expected more than 0"},
+           {"chat --model /nonexistent --isa mmx", "instruction set"},
+           {"logits --model /nonexistent --output x", "expected --input-ids or --prompt"},
+           {"perplexity --model /nonexistent --file x --window 1", "--window: expected 0 or at least 2"},
+           {"perplexity --model /nonexistent --file x --isa mmx", "instruction set"},
+           {"inspect --model /nonexistent --kv-dtype int3", "dtype"},
+           {"tokenize --model /nonexistent --chat x --var a", "--var: expected NAME=VALUE, found a"},
+           {"ladder --score-deviation nan", "--score-deviation: expected a number, found nan"},
+           {"ladder --dtype fp8", "--dtype: fp8 not in"},
+           {"bench latency --model /nonexistent --attention magic", "attention: expected flash or reference"},
+           {"bench attention --device tpu", "device: expected cpu"},
+           {"bench attention --isa mmx", "instruction set"},
+           {"bench attention --dtype int3", "dtype"},
+           {"bench attention --heads 4 --kv-heads 3 --head-dim 8", "--kv-heads that divide them"}}) {
+    expect_error(arguments, expected, 2);
+  }
 }
 
 // An id that is missing from a list is not passed over.
@@ -253,22 +308,13 @@ TEST_F(CliTest, AFullOutputIsAnError) {
 
 TEST_F(CliTest, BadRequestsAreOneLine) {
   expect_error("generate --model /nonexistent --prompt x", "/nonexistent");
-  expect_error("generate --model " + model_ + " --prompt ''", "expected text, found none");
-  expect_error("generate --model " + model_, "expected text, found none");
   expect_error("generate --model " + model_ + " --prompt-file /nonexistent", "/nonexistent: No such file");
-  expect_error("generate --model " + model_ + " --prompt x --temperature -1",
-               "temperature: expected 0 or more, found -1");
-  expect_error("generate --model " + model_ + " --prompt x --top-p 0", "top_p");
-  expect_error("generate --model " + model_ + " --prompt x --device tpu", "device: expected cpu");
-  expect_error("generate --model " + model_ + " --prompt x --attention magic",
-               "attention: expected flash or reference");
-  expect_error("generate --model " + model_ + " --prompt x --kv-dtype int3", "dtype");
-  expect_error("generate --model " + model_ + " --prompt x --isa mmx", "instruction set");
   expect_error("generate --model " + model_ + " --prompt x --context-length 100000000", "context length");
   expect_error("generate --model " + model_ + " --prompt x --logit-bias 99999999 1.0", "logit_bias");
   expect_error("generate --model " + model_ + " --prompt x --chat", "chat template");
   expect_error("logits --model " + model_ + " --input-ids 1,99999999 --output " + (dir_ / "never").string() + "",
                "token id");
+  expect_error("generate --model " + model_ + " --prompt x --stop-token-id 99999999", "stop_token_ids: expected 0 to ");
   expect_error("logits --model " + model_ + " --input-ids 1 --output /nonexistent/file", "/nonexistent/file");
   expect_error("tokenize --model " + model_ + " --decode 1,999999", "token id: expected 0 to 2047, found 999999");
   expect_error("bench attention --heads 4 --kv-heads 4 --head-dim 512 --batch 4096 --seqlen-k 1048576",

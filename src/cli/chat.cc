@@ -139,6 +139,8 @@ void add_chat_command(CLI::App& app, Action& action) {
   options->sampling.add_to(*command);
   command->remove_option(command->get_option("--logprobs"));  // a conversation has no place to show them
   command->callback([options, &action] {
+    options->engine.check();
+    options->sampling.check();
     action = [options] { return run(*options); };
   });
 }

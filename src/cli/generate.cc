@@ -102,7 +102,8 @@ void add_generate_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<GenerateOptions>();
   options->engine.add_to(*command);
   auto* prompt = command->add_option("--prompt", options->prompt, "the text to continue");
-  auto* file = command->add_option("--prompt-file", options->prompt_file, "read it from a file or a pipe")->excludes(prompt);
+  auto* file =
+      command->add_option("--prompt-file", options->prompt_file, "read it from a file or a pipe")->excludes(prompt);
   prompt->excludes(file);
   auto* chat = command->add_flag("--chat", options->chat,
                                  "put the prompt through the model's chat template, as a user's message");
@@ -111,7 +112,14 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_flag("--quiet", options->quiet, "no summary on stderr");
   options->sampling.add_to(*command);
   command->get_option("--logprobs")->needs(json);
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    options->sampling.check();
+    if (options->prompt_file.empty() && options->prompt.empty()) {
+      refuse_usage(invalid_argument("--prompt: expected text, found none"));
+    }
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/options.h"
 #include "cli/svg_plot.h"
 #include "kv_cache/kv_pool.h"
 #include "models/decoder.h"
@@ -192,7 +193,10 @@ void add_inspect_command(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_flag("--json", options->json, "print JSON");
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    if (options->kv_dtype != "auto") refuse_usage(parse_float_dtype(options->kv_dtype).status());
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

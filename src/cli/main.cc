@@ -31,6 +31,16 @@ void refuse_empty_values(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_values(*command);
 }
 
+// What was not understood says more than what is missing because of it.
+std::string usage_message(const CLI::App* app, const CLI::Error& error) {
+  std::string message = one_line(error.what());
+  const std::vector<std::string> unknown = app->remaining(/*recurse=*/true);
+  if (error.get_name() == "RequiredError" && !unknown.empty()) {
+    message = onepass::str_cat("no such command or option: ", onepass::printable(unknown.front(), 80));
+  }
+  return "onepass: " + message + " (--help says more)\n";
+}
+
 // Results that did not reach their reader are no results.
 onepass::Status flush_output() {
   std::cout.flush();
@@ -50,9 +60,7 @@ int main(int argc, char** argv) {
   app.name("onepass");
   app.set_version_flag("--version", ONEPASS_VERSION);
   app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return "onepass: " + one_line(error.what()) + " (--help says more)\n";
-  });
+  app.failure_message(usage_message);
   onepass::Action action;
   onepass::add_bench_command(app, action);
   onepass::add_chat_command(app, action);

@@ -24,6 +24,7 @@ CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<i
 class EngineOptions {
  public:
   void add_to(CLI::App& app);
+  void check() const { refuse_usage(runner_options().status()); }
   StatusOr<ModelRunnerOptions> runner_options() const;
   const std::string& model_dir() const { return model_dir_; }
 
@@ -44,6 +45,7 @@ class EngineOptions {
 class SamplingOptions {
  public:
   void add_to(CLI::App& app);
+  void check() const { refuse_usage(validate(params(GenerationConfig()))); }
   SamplingParams params(const GenerationConfig& defaults) const;
 
  private:

@@ -97,7 +97,11 @@ void add_perplexity_command(CLI::App& app, Action& action) {
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
   command->add_flag("--json", options->json);
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    if (options->window == 1) refuse_usage(invalid_argument("--window: expected 0 or at least 2 tokens, found 1"));
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

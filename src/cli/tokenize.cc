@@ -47,7 +47,6 @@ StatusOr<std::string> render_chat(const TokenizeOptions& options) {
   }
   for (const std::string& variable : options.variables) {
     const size_t equals = variable.find('=');
-    if (equals == std::string::npos) return invalid_argument("--var: expected NAME=VALUE, found \"", variable, "\"");
     // A value is JSON (true, 3, "x") where it parses as such, and a string otherwise.
     const std::string value = variable.substr(equals + 1);
     const ordered_json parsed = ordered_json::parse(value, nullptr, /*allow_exceptions=*/false);
@@ -128,6 +127,11 @@ void add_tokenize_command(CLI::App& app, Action& action) {
                    ->excludes(decode);
   command->add_option("--tools", options->tools_file, "a JSON file with a list of tools for the template")->needs(chat);
   command->add_option("--var", options->variables, "NAME=VALUE: a variable for the template; may be given again")
+      ->check(
+          [](const std::string& variable) {
+            return variable.find('=') != std::string::npos ? "" : "expected NAME=VALUE, found " + variable;
+          },
+          "")
       ->allow_extra_args(false)
       ->needs(chat);
   command->add_flag("--no-generation-prompt", options->no_generation_prompt, "end after the last message")->needs(chat);
