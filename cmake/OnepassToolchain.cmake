@@ -8,14 +8,17 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
 find_program(CCACHE_PROGRAM ccache)
 if(CCACHE_PROGRAM)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+  # Paths below the source tree count as relative ones, so that a clone or worktree elsewhere finds what another has compiled.
+  set(ONEPASS_CCACHE ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${CCACHE_PROGRAM})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${ONEPASS_CCACHE})
 endif()
 
 # -Wrestrict has false alarms in GCC 12 (GCC bug 105651). Designated initialisers name what differs from the defaults; the rest is meant to be left out.
 set(_warnings -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-restrict -Wno-psabi)
 # The code that is not chosen at run time keeps to x86-64-v2, so that one binary runs on any server or laptop
 # of the last ten years; kernels are compiled once per instruction set (src/*/cpu/) and chosen at start.
-set(_code -fno-strict-aliasing -march=x86-64-v2)
+# Messages and debug information name files from the source tree's root: objects are the same wherever it lies.
+set(_code -fno-strict-aliasing -march=x86-64-v2 -ffile-prefix-map=${CMAKE_SOURCE_DIR}/=)
 add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${_warnings};${_code}>")
 string(REPLACE ";" "," _code "${_code}")
 add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,${_code}>")

@@ -141,6 +141,16 @@ SNIPPETS = """
 {{ '3' | int }} {{ '3.7' | int }} {{ 'x' | int }} {{ 'x' | int(9) }} {{ 3.9 | int }} {{ '2.5' | float }} {{ 'x' | float }} {{ i | float }} {{ i | string ~ 'a' }}
 {{ l | sort }} {{ l | sort(reverse=true) }} {{ names | sort }} {{ names | sort(case_sensitive=true) }} {{ nested | sort(attribute='k.v', reverse=true) | map(attribute='k.v') | list }}
 {{ l | first }} {{ l | last }} {{ [] | first }} {{ l | min }} {{ l | max }} {{ l | sum }} {{ [0.5, 1] | sum }} {{ neg | abs }} {{ x | round }} {{ 2.345 | round(2) }} {{ 2.1 | round(method='ceil') }}
+{{ 1.5 | round(400) }} {{ 2.675 | round(2) }} {{ 0.5 | round }} {{ -2.5 | round }} {{ 1.005 | round(323) }} {{ 1e300 | round(300) }}
+{{ 1250.0 | round(-2) }} {{ 1350.5 | round(-2) }} {{ 50.0 | round(-2) }} {{ 50.1 | round(-2) }} {{ -49.0 | round(-2) }} {{ 1e308 | round(-400) }}
+{{ 42 | round }} {{ 42 | round(400) }} {{ 25 | round(-1) }} {{ 35 | round(-1) }} {{ -25 | round(-1) }} {{ 7 | round(-30) }} {{ true | round }}
+{{ 1.25 | round(1, 'ceil') }} {{ 1.25 | round(1, 'floor') }} {{ 1234.5 | round(-2, 'ceil') }} {{ 3 | round(400, 'floor') }} {{ 3 | round(-1, 'ceil') }}
+{{ 1.5 | round(400, 'ceil') }}
+{{ 1.5 | round(-400, 'ceil') }}
+{{ 1e300 | round(10, 'floor') }}
+{{ 1.5 | round(1, 'up') }}
+{{ 1.7e308 | round(-308) }}
+{{ 'a' | round }}
 {{ l | reverse | list }} {{ s | reverse }} {{ 'abc' | list }} {{ [1, 1, 2, 'a', 'A'] | unique | list }} {{ d | list }}
 {{ d | items | list }} {{ d.keys() | list }} {{ d.values() | list }} {{ d | dictsort }} {{ missing | items | list }} {{ d.get('a') }} {{ d.get('z') }} {{ d.get('z', 5) }}
 {{ nested | selectattr('on') | list }} {{ nested | rejectattr('on') | list }} {{ nested | selectattr('on', 'defined') | list | length }} {{ nested | selectattr('k.v', 'gt', 1) | list | length }} {{ nested | selectattr('on', 'equalto', true) | list }}

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -83,6 +84,35 @@ StatusOr<std::string> read_text_file(const std::string& path, size_t limit) {
                             " expected of such a file");
   }
   return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+}
+
+StatusOr<std::string> read_text_input(const std::string& path, size_t limit) {
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0) return system_error(path, errno);
+  if (S_ISREG(info.st_mode)) return read_text_file(path, limit);
+  if (S_ISDIR(info.st_mode) || S_ISBLK(info.st_mode)) return invalid_argument(path, ": expected a file or a pipe");
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  if (fd < 0) return system_error(path, errno);
+  std::string text;
+  std::array<char, 65536> block;
+  Status status = ok_status();
+  while (true) {
+    const ssize_t count = ::read(fd, block.data(), block.size());
+    if (count == 0) break;
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) {
+      status = system_error(path, errno);
+      break;
+    }
+    text.append(block.data(), static_cast<size_t>(count));
+    if (text.size() > limit) {
+      status = invalid_argument(path, ": more than the ", limit, " bytes expected of a text");
+      break;
+    }
+  }
+  ::close(fd);
+  if (!status.ok()) return status;
+  return text;
 }
 
 }  // namespace onepass

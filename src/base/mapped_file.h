@@ -40,4 +40,8 @@ class MappedFile {
 // The contents of a small text file; an error names the path. Refuses files over `limit` bytes.
 StatusOr<std::string> read_text_file(const std::string& path, size_t limit = size_t{256} << 20);
 
+// The same of what need not be a file: a pipe, a terminal or a socket is read to its end (a named pipe waits for its
+// writer).
+StatusOr<std::string> read_text_input(const std::string& path, size_t limit = size_t{64} << 20);
+
 }  // namespace onepass

@@ -10,13 +10,14 @@
 #include "attention/cpu/flash_attention.h"
 #include "base/memory_info.h"
 #include "cli/command.h"
+#include "cli/options.h"
 #include "kernels/cpu/peaks.h"
 #include "tensor/buffer.h"
 
 namespace onepass {
 namespace {
 
-struct AttentionOptions {
+struct BenchAttentionOptions {
   std::string device = "cpu";
   std::string isa = "auto";
   std::string dtype = "bfloat16";
@@ -163,24 +164,32 @@ std::vector<Shape> standard_shapes(int page_size) {
           {"decode 1024, batch 8", 8, 1, 1024, 32, 8, 128, page_size}};
 }
 
-Status run(const AttentionOptions& options) {
+// What the options' own ranges do not say.
+Status check(const BenchAttentionOptions& options) {
   if (options.device != "cpu") {
     return unimplemented("bench attention: device: expected cpu, found \"", options.device,
                          "\" (this version has CPU kernels)");
   }
+  ONEPASS_RETURN_IF_ERROR(parse_cpu_isa(options.isa).status());
+  ONEPASS_RETURN_IF_ERROR(parse_float_dtype(options.dtype).status());
+  if (options.num_heads == 0) return ok_status();
+  if (options.num_heads_kv <= 0 || options.num_heads % options.num_heads_kv != 0 || options.head_dim <= 0) {
+    return invalid_argument("bench attention: expected --heads, --kv-heads that divide them and --head-dim");
+  }
+  if (options.seqlen_q > options.seqlen_k) {
+    return invalid_argument("bench attention: --seqlen-q: expected at most --seqlen-k = ", options.seqlen_k, ", found ",
+                            options.seqlen_q);
+  }
+  return ok_status();
+}
+
+Status run(const BenchAttentionOptions& options) {
   ONEPASS_ASSIGN_OR_RETURN(const CpuIsa isa, parse_cpu_isa(options.isa));
   ONEPASS_ASSIGN_OR_RETURN(const DType dtype, parse_float_dtype(options.dtype));
   ThreadPool pool(options.threads > 0 ? options.threads : available_processors());
   const Stream stream{.pool = &pool, .isa = isa};
   std::vector<Shape> shapes = standard_shapes(options.page_size);
   if (options.num_heads > 0) {
-    if (options.num_heads_kv <= 0 || options.num_heads % options.num_heads_kv != 0 || options.head_dim <= 0) {
-      return invalid_argument("bench attention: expected --heads, --kv-heads that divide them and --head-dim");
-    }
-    if (options.seqlen_q > options.seqlen_k) {
-      return invalid_argument("bench attention: --seqlen-q: expected at most --seqlen-k = ", options.seqlen_k,
-                              ", found ", options.seqlen_q);
-    }
     shapes = {{"given", options.batch, options.seqlen_q, options.seqlen_k, options.num_heads, options.num_heads_kv,
                options.head_dim, options.page_size}};
   }
@@ -246,7 +255,7 @@ Status run(const AttentionOptions& options) {
 
 void add_bench_attention_command(CLI::App& bench, Action& action) {
   CLI::App* command = bench.add_subcommand("attention", "The attention kernel, beside the machine's own peaks");
-  auto options = std::make_shared<AttentionOptions>();
+  auto options = std::make_shared<BenchAttentionOptions>();
   command->add_option("--device", options->device, "cpu")->capture_default_str();
   command->add_option("--dtype", options->dtype, "of K and V: float32, float16 or bfloat16")->capture_default_str();
   command->add_option("--isa", options->isa, "auto, portable, avx2, avx512 or avx512bf16")->capture_default_str();
@@ -273,7 +282,10 @@ void add_bench_attention_command(CLI::App& bench, Action& action) {
       ->check(CLI::Range(0.01, 600.0))
       ->capture_default_str();
   command->add_flag("--json", options->json);
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    refuse_usage(check(*options));
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

@@ -172,7 +172,10 @@ void add_bench_latency_command(CLI::App& bench, Action& action) {
   command->add_flag("--peaks", options->peaks,
                     "measure this machine's bandwidth and arithmetic peak too, and print the ratios");
   command->add_flag("--json", options->json);
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

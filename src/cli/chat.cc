@@ -1,6 +1,7 @@
 // onepass chat: a conversation in the terminal.
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
@@ -28,6 +29,21 @@ nlohmann::json opening(const std::string& system) {
   nlohmann::json messages = nlohmann::json::array();
   if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
   return messages;
+}
+
+// Token ids of the conversation. Where they and an answer (of a quarter of the context at most) do not fit the context,
+// the oldest turns behind the first `kept` messages leave `messages`: a user's and the answer to it. `dropped` says how
+// many.
+StatusOr<std::vector<int32_t>> encode_what_fits(const TextModel& model, int max_new_tokens, size_t kept,
+                                                nlohmann::json& messages, int& dropped) {
+  const auto context = static_cast<size_t>(model.engine().context_length());
+  const size_t answer = std::min(static_cast<size_t>(max_new_tokens), context / 4);
+  for (dropped = 0;; ++dropped) {
+    ONEPASS_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, model.encode_chat(messages));
+    if (prompt.size() + answer <= context || messages.size() < kept + 3) return prompt;
+    const auto oldest = messages.begin() + static_cast<int64_t>(kept);
+    messages.erase(oldest, oldest + 2);
+  }
 }
 
 Status run(const ChatOptions& options) {
@@ -66,10 +82,25 @@ Status run(const ChatOptions& options) {
     messages.push_back({{"role", "user"}, {"content", line}});
     interrupted.store(false);
     GenerationRequest request;
-    auto prompt = model.encode_chat(messages);
+    const nlohmann::json before = messages;
+    int dropped = 0;
+    auto prompt = encode_what_fits(model, sampling.max_new_tokens, opening(options.system).size(), messages, dropped);
     if (!prompt.ok()) {
       status = prompt.status();
       break;
+    }
+    status = model.engine().check_tokens(*prompt);
+    if (!status.ok() && terminal) {  // a message that is too long by itself: another may be shorter
+      std::fprintf(stderr, "onepass: %s\n", std::string(status.message()).c_str());
+      status = ok_status();
+      messages = before;
+      messages.erase(messages.size() - 1);
+      continue;
+    }
+    if (!status.ok()) break;
+    if (dropped > 0) {
+      std::fprintf(stderr, "The context of %d tokens is full: forgot the oldest %s.\n", model.engine().context_length(),
+                   dropped == 1 ? "turn" : str_cat(dropped, " turns").c_str());
     }
     request.prompt = *std::move(prompt);
     request.sampling = sampling;
@@ -107,7 +138,11 @@ void add_chat_command(CLI::App& app, Action& action) {
   command->add_option("--system", options->system, "system message");
   options->sampling.add_to(*command);
   command->remove_option(command->get_option("--logprobs"));  // a conversation has no place to show them
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    options->sampling.check();
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

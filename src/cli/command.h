@@ -11,8 +11,9 @@ namespace onepass {
 // Set by the subcommand that the user chose; main() calls it once the whole command line has been read.
 using Action = std::function<Status()>;
 
-// Each adds its subcommand and options to `app`. Values that an option's validator can refuse are refused by CLI11
-// (exit 2); the action returns everything else as a status (exit 1). Results go to stdout, all else to stderr.
+// Each adds its subcommand and options to `app`. What is wrong in the command line itself is refused while it is parsed
+// (exit 2), by an option's validator or by refuse_usage; the action returns what is found later as a status (exit 1).
+// Results go to stdout, all else to stderr.
 void add_bench_command(CLI::App& app, Action& action);
 void add_chat_command(CLI::App& app, Action& action);
 void add_devices_command(CLI::App& app, Action& action);

@@ -43,9 +43,9 @@ Status run(const GenerateOptions& options) {
   if (!options.prompts.empty()) return run_batch(options);
   std::string prompt = options.prompt;
   if (!options.prompt_file.empty()) {
-    ONEPASS_ASSIGN_OR_RETURN(prompt, read_text_file(options.prompt_file));
+    ONEPASS_ASSIGN_OR_RETURN(prompt, read_text_input(options.prompt_file));
   }
-  if (prompt.empty()) return invalid_argument("prompt: expected text, found none");
+  if (prompt.empty()) return invalid_argument(options.prompt_file, ": expected text, found none");
   ONEPASS_ASSIGN_OR_RETURN(const ModelRunnerOptions runner_options, options.engine.runner_options());
   ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
   GenerationRequest request;
@@ -106,7 +106,8 @@ void add_generate_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<GenerateOptions>();
   options->engine.add_to(*command);
   auto* prompt = command->add_option("--prompt", options->prompt, "the text to continue");
-  auto* file = command->add_option("--prompt-file", options->prompt_file, "read it from a file")->excludes(prompt);
+  auto* file =
+      command->add_option("--prompt-file", options->prompt_file, "read it from a file or a pipe")->excludes(prompt);
   prompt->excludes(file);
   auto* chat = command->add_flag("--chat", options->chat,
                                  "put the prompt through the model's chat template, as a user's message");
@@ -122,11 +123,18 @@ void add_generate_command(CLI::App& app, Action& action) {
   options->scheduling.add_to(*command);
   options->sampling.add_to(*command);
   command->get_option("--logprobs")->needs(json);
-  for (const char* name : {"--max-running-requests", "--kv-tokens", "--kv-memory-fraction", "--schedule-policy", "--disable-prefix-cache",
-                           "--overlap", "--trace"}) {
+  for (const char* name : {"--max-running-requests", "--kv-tokens", "--kv-memory-fraction", "--schedule-policy",
+                           "--disable-prefix-cache", "--overlap", "--trace"}) {
     command->get_option(name)->needs(prompts);
   }
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    options->sampling.check();
+    if (options->prompts.empty() && options->prompt_file.empty() && options->prompt.empty()) {
+      refuse_usage(invalid_argument("--prompt: expected text, found none"));
+    }
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

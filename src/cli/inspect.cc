@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/options.h"
 #include "cli/svg_plot.h"
 #include "kv_cache/kv_pool.h"
 #include "models/decoder.h"
@@ -55,9 +56,8 @@ StatusOr<Memory> memory_of(const ModelSummary& summary, const InspectOptions& op
                            parse_float_dtype(options.kv_dtype == "auto" ? most->first : options.kv_dtype));
   memory.kv_pages =
       (int64_t{memory.context_length} + options.page_size - 1) / options.page_size * options.num_sequences;
-  // Mapped, never touched: asking the workspace itself keeps this figure true.
-  ONEPASS_ASSIGN_OR_RETURN(const DecoderWorkspace workspace, DecoderWorkspace::create(config, options.chunk_size));
-  memory.workspace_bytes = workspace.size_bytes() + int64_t{options.num_sequences} * config.vocab_size * 4;
+  memory.workspace_bytes =
+      DecoderWorkspace::size_bytes(config, options.chunk_size) + int64_t{options.num_sequences} * config.vocab_size * 4;
   return memory;
 }
 
@@ -193,7 +193,10 @@ void add_inspect_command(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_flag("--json", options->json, "print JSON");
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    if (options->kv_dtype != "auto") refuse_usage(parse_float_dtype(options->kv_dtype).status());
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

@@ -14,6 +14,7 @@
 #include "attention/reference/ladder.h"
 #include "base/memory_info.h"
 #include "cli/command.h"
+#include "cli/options.h"
 #include "cli/svg_plot.h"
 
 namespace onepass {
@@ -191,9 +192,6 @@ Plot make_plot(const ladder::Config& config, const ladder::Report& report) {
 
 Status run_command(Options& options) {
   ONEPASS_ASSIGN_OR_RETURN(options.config.dtype, parse_float_dtype(options.dtype));
-  if (!std::isfinite(options.config.score_deviation)) {
-    return invalid_argument("ladder: --score-deviation: expected a number, found ", options.config.score_deviation);
-  }
   ONEPASS_RETURN_IF_ERROR(check_memory(options.config));
   // Opened before the work begins: a path that cannot be written should not cost a minute.
   std::ofstream plot;
@@ -253,7 +251,13 @@ void add_ladder_command(CLI::App& app, Action& action) {
   command->add_option("--plot", options->plot_path,
                       "Write memory and traffic against sequence length to this SVG file");
   command->add_flag("--json", options->json, "Print JSON instead of the table");
-  command->callback([options, &action] { action = [options] { return run_command(*options); }; });
+  command->callback([options, &action] {
+    // CLI11's Range lets NaN pass.
+    if (const double deviation = options->config.score_deviation; !std::isfinite(deviation)) {
+      refuse_usage(invalid_argument("--score-deviation: expected a number, found ", deviation));
+    }
+    action = [options] { return run_command(*options); };
+  });
 }
 
 }  // namespace onepass

@@ -23,7 +23,7 @@ Status run(const LogitsOptions& options) {
     ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(options.engine.model_dir()));
     ONEPASS_ASSIGN_OR_RETURN(tokens, tokenizer->encode(options.prompt, {.add_special_tokens = true}));
   }
-  if (tokens.empty()) return invalid_argument("logits: expected --input-ids or --prompt, found no token");
+  if (tokens.empty()) return invalid_argument("logits: expected a prompt of at least one token, found none");
   runner_options.max_outputs_per_step = runner_options.max_tokens_per_step;
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(runner_options));
   ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, engine->open());
@@ -60,11 +60,17 @@ void add_logits_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("logits", "Write the logits of every position to a safetensors file");
   auto options = std::make_shared<LogitsOptions>();
   options->engine.add_to(*command);
-  auto* ids = command->add_option("--input-ids", options->input_ids, "token ids, separated by commas")->delimiter(',');
+  auto* ids = add_token_ids(*command, "--input-ids", options->input_ids, "token ids, separated by commas");
   command->add_option("--prompt", options->prompt, "or a text")->excludes(ids);
   command->add_option("--output", options->output, "file to write: tensor \"logits\" [tokens, vocab_size] float32")
       ->required();
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    if (options->input_ids.empty() && options->prompt.empty()) {
+      refuse_usage(invalid_argument("logits: expected --input-ids or --prompt, found neither"));
+    }
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

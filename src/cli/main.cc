@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <iostream>
 
 #include "base/check.h"
 #include "cli/command.h"
@@ -30,6 +31,28 @@ void refuse_empty_values(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_values(*command);
 }
 
+// What was not understood says more than what is missing because of it.
+std::string usage_message(const CLI::App* app, const CLI::Error& error) {
+  std::string message = one_line(error.what());
+  const std::vector<std::string> unknown = app->remaining(/*recurse=*/true);
+  if (error.get_name() == "RequiredError" && !unknown.empty()) {
+    message = onepass::str_cat("no such command or option: ", onepass::printable(unknown.front(), 80));
+  }
+  return "onepass: " + message + " (--help says more)\n";
+}
+
+// Results that did not reach their reader are no results.
+onepass::Status flush_output() {
+  std::cout.flush();
+  if (std::cout.good() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return onepass::ok_status();
+  return absl::DataLossError("stdout: cannot write");
+}
+
+int fail(const std::string& message) {
+  std::fprintf(stderr, "onepass: %s\n", one_line(message).c_str());
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -37,9 +60,7 @@ int main(int argc, char** argv) {
   app.name("onepass");
   app.set_version_flag("--version", ONEPASS_VERSION);
   app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return "onepass: " + one_line(error.what()) + " (--help says more)\n";
-  });
+  app.failure_message(usage_message);
   onepass::Action action;
   onepass::add_bench_command(app, action);
   onepass::add_chat_command(app, action);
@@ -54,20 +75,17 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    if (app.exit(error) != 0) return 2;
+    const onepass::Status status = flush_output();  // of --help or --version
+    return status.ok() ? 0 : fail(std::string(status.message()));
   }
   try {
     onepass::Status status = action ? action() : onepass::ok_status();
-    // Results that did not reach their reader are no results.
-    if (status.ok() && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)) {
-      status = absl::DataLossError("stdout: cannot write");
-    }
-    if (status.ok()) return 0;
-    std::fprintf(stderr, "onepass: %s\n", one_line(std::string(status.message())).c_str());
+    if (status.ok()) status = flush_output();
+    return status.ok() ? 0 : fail(std::string(status.message()));
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "onepass: out of memory\n");
+    return fail("out of memory");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "onepass: %s\n", one_line(error.what()).c_str());
+    return fail(error.what());
   }
-  return 1;
 }

@@ -1,10 +1,36 @@
 #include "cli/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <climits>
 #include <random>
 
 namespace onepass {
+
+void refuse_usage(const Status& status) {
+  if (!status.ok()) throw CLI::ValidationError(std::string(status.message()));
+}
+
+CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<int32_t>& ids,
+                           const std::string& description) {
+  const auto parse = [&ids, name](const std::vector<std::string>& lists) {
+    for (const std::string& list : lists) {
+      for (size_t begin = 0; begin <= list.size();) {
+        const size_t end = std::min(list.find(',', begin), list.size());
+        int32_t id = -1;
+        const auto [stop, error] = std::from_chars(list.data() + begin, list.data() + end, id);
+        if (error != std::errc() || stop != list.data() + end || id < 0) {
+          refuse_usage(invalid_argument(name, ": expected token ids separated by commas, found \"",
+                                        printable(std::string_view(list).substr(begin, end - begin), 40), "\" in \"",
+                                        printable(list, 80), "\""));
+        }
+        ids.push_back(id);
+        begin = end + 1;
+      }
+    }
+  };
+  return app.add_option_function<std::vector<std::string>>(name, parse, description)->type_name("ID,ID,...");
+}
 
 void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--model", model_dir_, "Hugging Face model folder")->required();
@@ -62,7 +88,8 @@ void SamplingOptions::add_to(CLI::App& app) {
   app.add_option("--presence-penalty", presence_penalty_, "subtracted from the logits of tokens generated")
       ->group(group);
   app.add_option("--frequency-penalty", frequency_penalty_, "the same, times how often")->group(group);
-  app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit; may be given again")->group(group);
+  app.add_option("--logit-bias", logit_bias_, "TOKEN_ID BIAS, added to its logit, -100 to 100; may be given again")
+      ->group(group);
   app.add_option("--seed", seed_, "the same seed gives the same text; unset: a random one, printed")
       ->check(
           [](const std::string& text) -> std::string {
@@ -78,7 +105,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--min-tokens,--min-new-tokens", min_new_tokens_,
-                 "no end token before so many new tokens (a stop string still ends)")
+                 "no end token and no stop string ends the answer before so many new tokens")
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str()
       ->group(group);
@@ -87,6 +114,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->allow_extra_args(false);
   app.add_flag("--include-stop-str", include_stop_, "leave the stop string in the text")->group(group);
   app.add_option("--stop-token-id", stop_token_ids_, "token that ends the answer; may be given again")
+      ->check(CLI::Range(0, INT_MAX))
       ->group(group)
       ->allow_extra_args(false);
   app.add_flag("--ignore-eos", ignore_eos_, "go on past the model's end tokens")->group(group);

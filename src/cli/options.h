@@ -13,10 +13,18 @@
 
 namespace onepass {
 
+// Ends the parsing of the command line, and the program with status 2, unless `status` is ok. For callbacks of CLI11.
+void refuse_usage(const Status& status);
+
+// An option that takes token ids, separated by commas; an empty one among them is refused.
+CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<int32_t>& ids,
+                           const std::string& description);
+
 // --model, --device, --attention, --page-size, ...: what an engine is made with.
 class EngineOptions {
  public:
   void add_to(CLI::App& app);
+  void check() const { refuse_usage(runner_options().status()); }
   StatusOr<ModelRunnerOptions> runner_options() const;
   const std::string& model_dir() const { return model_dir_; }
 
@@ -37,6 +45,7 @@ class EngineOptions {
 class SamplingOptions {
  public:
   void add_to(CLI::App& app);
+  void check() const { refuse_usage(validate(params(GenerationConfig()))); }
   SamplingParams params(const GenerationConfig& defaults) const;
 
  private:

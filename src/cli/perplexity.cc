@@ -19,6 +19,8 @@ struct PerplexityOptions {
   bool json = false;
 };
 
+constexpr size_t kMaxTextBytes = size_t{256} << 20;
+
 // -log p(target), in double.
 double negative_log_likelihood(std::span<const float> logits, int32_t target) {
   const float top = *std::max_element(logits.begin(), logits.end());
@@ -31,7 +33,7 @@ Status run(const PerplexityOptions& options) {
   ONEPASS_ASSIGN_OR_RETURN(ModelRunnerOptions runner_options, options.engine.runner_options());
   runner_options.max_tokens_per_step = std::min(runner_options.max_tokens_per_step, 128);
   runner_options.max_outputs_per_step = runner_options.max_tokens_per_step;
-  ONEPASS_ASSIGN_OR_RETURN(const std::string text, read_text_file(options.file));
+  ONEPASS_ASSIGN_OR_RETURN(const std::string text, read_text_input(options.file, kMaxTextBytes));
   ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
   Engine& engine = model.engine();
   ONEPASS_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
@@ -95,7 +97,11 @@ void add_perplexity_command(CLI::App& app, Action& action) {
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
   command->add_flag("--json", options->json);
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    if (options->window == 1) refuse_usage(invalid_argument("--window: expected 0 or at least 2 tokens, found 1"));
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass

@@ -55,9 +55,9 @@ std::string TextModel::summary(const GenerationStats& stats, FinishReason reason
   absl::StrAppendFormat(&text, "prefill  %d tokens in %.1f ms, %.1f tok/s", computed, stats.prefill_seconds * 1e3,
                         computed / stats.prefill_seconds);
   if (stats.cached_tokens > 0) absl::StrAppendFormat(&text, " (%d more were in the cache)", stats.cached_tokens);
-  absl::StrAppendFormat(&text, "\ndecode   %d tokens in %.1f ms, %.1f tok/s; finish: %s; seed %d\n",
-                        stats.generated_tokens, stats.decode_seconds * 1e3,
-                        decoded > 0 ? decoded / stats.decode_seconds : 0.0, std::string(to_string(reason)), seed);
+  absl::StrAppendFormat(&text, "\ndecode   %d tokens after the first in %.1f ms, %.1f tok/s; finish: %s; seed %d\n",
+                        decoded, stats.decode_seconds * 1e3, decoded > 0 ? decoded / stats.decode_seconds : 0.0,
+                        std::string(to_string(reason)), seed);
   absl::StrAppendFormat(&text, "KV cache %d of %d pages used, %.1f KiB each\n", stats.pages_used,
                         engine_->page_capacity(), kib_per_page);
   return text;

@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "base/mapped_file.h"
 #include "cli/command.h"
+#include "cli/options.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
@@ -46,7 +47,6 @@ StatusOr<std::string> render_chat(const TokenizeOptions& options) {
   }
   for (const std::string& variable : options.variables) {
     const size_t equals = variable.find('=');
-    if (equals == std::string::npos) return invalid_argument("--var: expected NAME=VALUE, found \"", variable, "\"");
     // A value is JSON (true, 3, "x") where it parses as such, and a string otherwise.
     const std::string value = variable.substr(equals + 1);
     const ordered_json parsed = ordered_json::parse(value, nullptr, /*allow_exceptions=*/false);
@@ -88,7 +88,7 @@ Status run(const TokenizeOptions& options) {
     ONEPASS_ASSIGN_OR_RETURN(text, render_chat(options));
     add_special_tokens = false;  // the template writes them
   } else if (!options.file.empty()) {
-    ONEPASS_ASSIGN_OR_RETURN(text, read_text_file(options.file));
+    ONEPASS_ASSIGN_OR_RETURN(text, read_text_input(options.file));
   } else if (!options.has_text) {
     text.assign(std::istreambuf_iterator<char>(std::cin), {});
   }
@@ -115,9 +115,8 @@ void add_tokenize_command(CLI::App& app, Action& action) {
   command->add_option("--model", options->model_dir, "Hugging Face model folder")->required();
   auto* text =
       command->add_option("--text", options->text, "the text to encode (standard input when nothing is named)");
-  auto* file = command->add_option("--file", options->file, "encode a file")->excludes(text);
-  auto* decode = command->add_option("--decode", options->decode, "token ids to decode, separated by commas")
-                     ->delimiter(',')
+  auto* file = command->add_option("--file", options->file, "encode a file, or what a pipe brings")->excludes(text);
+  auto* decode = add_token_ids(*command, "--decode", options->decode, "token ids to decode, separated by commas")
                      ->excludes(text)
                      ->excludes(file);
   auto* chat = command
@@ -128,6 +127,11 @@ void add_tokenize_command(CLI::App& app, Action& action) {
                    ->excludes(decode);
   command->add_option("--tools", options->tools_file, "a JSON file with a list of tools for the template")->needs(chat);
   command->add_option("--var", options->variables, "NAME=VALUE: a variable for the template; may be given again")
+      ->check(
+          [](const std::string& variable) {
+            return variable.find('=') != std::string::npos ? "" : "expected NAME=VALUE, found " + variable;
+          },
+          "")
       ->allow_extra_args(false)
       ->needs(chat);
   command->add_flag("--no-generation-prompt", options->no_generation_prompt, "end after the last message")->needs(chat);

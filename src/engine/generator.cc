@@ -42,6 +42,7 @@ StatusOr<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, 
   Sampler sampler(request.sampling, request.prompt, end_tokens);
   IncrementalDetokenizer detokenizer(tokenizer);
   StopStringMatcher stops(request.sampling.stop, request.sampling.include_stop_str_in_output);
+  const auto may_stop = [&] { return sampler.num_sampled() > request.sampling.min_new_tokens; };
 
   GenerationResult result;
   const auto emit = [&](const std::string& text) {
@@ -69,7 +70,7 @@ StatusOr<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, 
       result.finish_reason = FinishReason::kStop;
       break;
     }
-    emit(stops.push(detokenizer.push(token)));
+    emit(stops.push(detokenizer.push(token), may_stop()));
     if (stops.matched()) {
       result.finish_reason = FinishReason::kStop;
       result.matched_stop = stops.match();
@@ -88,7 +89,7 @@ StatusOr<GenerationResult> generate(Engine& engine, const Tokenizer& tokenizer, 
     ONEPASS_ASSIGN_OR_RETURN(logits, engine.step({&work, 1}));
   }
   if (!stops.matched()) {
-    emit(stops.push(detokenizer.flush()));
+    emit(stops.push(detokenizer.flush(), may_stop()));
     emit(stops.flush());
   }
   result.stats.decode_seconds = seconds_since(first_token);

@@ -164,6 +164,14 @@ TEST(SamplingParams, ValidationNamesTheField) {
   EXPECT_EQ(message({.temperature = NAN}), "temperature: expected 0 or more, found nan");
   EXPECT_EQ(message({.top_k = -1}), "top_k: expected 0 (off) or more, found -1");
   EXPECT_EQ(message({.top_p = 0}), "top_p: expected more than 0 and at most 1, found 0");
+  EXPECT_EQ(message({.repetition_penalty = 0.01f, .logit_bias = {{0, -100}, {1, 100}}}), "");
+  for (const float penalty : {0.0f, 1e-40f, -1.0f, 101.0f, kInf, NAN}) {
+    EXPECT_EQ(message({.repetition_penalty = penalty}).find("repetition_penalty: expected 0.01 to 100, found "), 0u);
+  }
+  for (const float bias : {101.0f, -1e38f, kInf, NAN}) {
+    EXPECT_EQ(message({.logit_bias = {{0, bias}}}).find("logit_bias: expected -100 to 100, found "), 0u) << bias;
+  }
+  EXPECT_EQ(message({.logit_bias = {{-1, 1.0f}}}), "logit_bias: token id: expected 0 or more, found -1");
   EXPECT_EQ(message({.logit_bias = {{100, 1.0f}}}), "logit_bias: token id: expected 0 to 99, found 100");
   EXPECT_EQ(message({.max_new_tokens = 0}), "max_new_tokens: expected at least 1, found 0");
   EXPECT_EQ(message({.stop = {""}}), "stop: expected strings that are not empty");

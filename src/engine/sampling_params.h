@@ -12,8 +12,8 @@ namespace onepass {
 
 // The order in which the fields act: logit_bias, repetition_penalty, presence and frequency penalties, min_new_tokens
 // (end tokens are impossible until then), temperature, top_k, top_p, min_p. Names and meanings are vLLM's
-// SamplingParams; as there, the repetition penalty counts the prompt's tokens and the other two only generated ones. A
-// stop string ends a request even before min_new_tokens, which holds back end tokens alone (vLLM waits with both).
+// SamplingParams; as there, the repetition penalty counts the prompt's tokens and the other two only generated ones,
+// and a stop string that one of the first min_new_tokens completes is text like any other.
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy; the smallest id wins a tie
   int top_k = 0;             // 0: off
@@ -38,8 +38,13 @@ struct SamplingParams {
 };
 
 constexpr int kMaxTopLogprobs = 100;
+// Wider than any use, and narrow enough that no finite logit becomes infinite.
+constexpr float kMinRepetitionPenalty = 0.01f, kMaxRepetitionPenalty = 100.0f;
+constexpr float kMaxLogitBias = 100.0f;  // either way, as in OpenAI's interface
 
-// Names the first field out of range; token ids are checked against `vocab_size`.
+// Names the first field that is out of range whatever the model.
+Status validate(const SamplingParams& params);
+// The same, with token ids held to `vocab_size`.
 Status validate(const SamplingParams& params, int vocab_size);
 
 }  // namespace onepass

@@ -30,6 +30,9 @@ inline constexpr Architecture kArchitectures[] = {
     {"Qwen3ForCausalLM", configure_qwen3},
 };
 
+// Refuses layer_types (a list of a type for each layer, or missing) of another type than `type`.
+Status expect_layer_types(const JsonReader& json, const ModelConfig& config, const std::string& type);
+
 // sliding_window, use_sliding_window, max_window_layers and layer_types as Qwen2 and Qwen3 read them.
 Status configure_window_layers(const JsonReader& json, ModelConfig& config);
 

@@ -1,6 +1,7 @@
 #include "models/decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/check.h"
@@ -211,28 +212,41 @@ double Decoder::flops_per_token() const {
   return flops;
 }
 
+namespace {
+
+// The columns of hidden, normed, qkv, attention, gate_up and inner.
+std::array<int64_t, 6> workspace_columns(const ModelConfig& config) {
+  const int64_t head_dim = config.head_dim;
+  return {config.hidden_size,
+          config.hidden_size,
+          (config.num_heads + 2 * config.num_kv_heads) * head_dim,
+          config.num_heads * head_dim,
+          int64_t{2} * config.intermediate_size,
+          config.intermediate_size};
+}
+
+int64_t workspace_bytes(int64_t columns, int max_tokens) {
+  return columns * max_tokens * static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace
+
 StatusOr<DecoderWorkspace> DecoderWorkspace::create(const ModelConfig& config, int max_tokens) {
   DecoderWorkspace workspace;
   workspace.max_tokens = max_tokens;
-  const auto allocate = [&](Buffer& buffer, int64_t cols) -> Status {
-    ONEPASS_ASSIGN_OR_RETURN(buffer, Buffer::allocate(max_tokens * cols * sizeof(float)));
-    return ok_status();
-  };
-  const int64_t head_dim = config.head_dim;
-  ONEPASS_RETURN_IF_ERROR(allocate(workspace.hidden, config.hidden_size));
-  ONEPASS_RETURN_IF_ERROR(allocate(workspace.normed, config.hidden_size));
-  ONEPASS_RETURN_IF_ERROR(allocate(workspace.qkv, (config.num_heads + 2 * config.num_kv_heads) * head_dim));
-  ONEPASS_RETURN_IF_ERROR(allocate(workspace.attention, config.num_heads * head_dim));
-  ONEPASS_RETURN_IF_ERROR(allocate(workspace.gate_up, int64_t{2} * config.intermediate_size));
-  ONEPASS_RETURN_IF_ERROR(allocate(workspace.inner, config.intermediate_size));
+  const auto columns = workspace_columns(config);
+  Buffer* const buffers[] = {&workspace.hidden,    &workspace.normed,  &workspace.qkv,
+                             &workspace.attention, &workspace.gate_up, &workspace.inner};
+  for (size_t i = 0; i < columns.size(); ++i) {
+    ONEPASS_ASSIGN_OR_RETURN(*buffers[i],
+                             Buffer::allocate(static_cast<size_t>(workspace_bytes(columns[i], max_tokens))));
+  }
   return workspace;
 }
 
-int64_t DecoderWorkspace::size_bytes() const {
+int64_t DecoderWorkspace::size_bytes(const ModelConfig& config, int max_tokens) {
   int64_t bytes = 0;
-  for (const Buffer* buffer : {&hidden, &normed, &qkv, &attention, &gate_up, &inner}) {
-    bytes += static_cast<int64_t>(buffer->size());
-  }
+  for (const int64_t columns : workspace_columns(config)) bytes += workspace_bytes(columns, max_tokens);
   return bytes;
 }
 

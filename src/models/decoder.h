@@ -26,7 +26,8 @@ struct DecoderWorkspace {
   Buffer inner;      // [max_tokens, intermediate_size]
   LinearWorkspace linear;
 
-  int64_t size_bytes() const;
+  // What create() allocates.
+  static int64_t size_bytes(const ModelConfig& config, int max_tokens);
 };
 
 // One step's tokens; see engine/batch.h.

@@ -21,7 +21,7 @@ StatusOr<GenerationConfig> GenerationConfig::load(const std::string& model_dir) 
   ONEPASS_RETURN_IF_ERROR(number("temperature", 0, kLargest, config.temperature));
   ONEPASS_RETURN_IF_ERROR(number("top_p", 0, 1, config.top_p));
   ONEPASS_RETURN_IF_ERROR(number("min_p", 0, 1, config.min_p));
-  ONEPASS_RETURN_IF_ERROR(number("repetition_penalty", 1e-6, kLargest, config.repetition_penalty));
+  ONEPASS_RETURN_IF_ERROR(number("repetition_penalty", 0.01, 100, config.repetition_penalty));
   if (json->has("top_k")) {
     ONEPASS_ASSIGN_OR_RETURN(config.top_k, json->required_int("top_k", 0, INT32_MAX));
   }

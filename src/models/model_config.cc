@@ -66,26 +66,41 @@ Status read_common(const JsonReader& json, ModelConfig& config) {
   return ok_status();
 }
 
+// The list "layer_types", of a length that was checked.
+StatusOr<const nlohmann::json*> read_layer_types(const JsonReader& json, const ModelConfig& config) {
+  const nlohmann::json& types = json.value("layer_types");
+  if (!types.is_array() || types.size() != static_cast<size_t>(config.num_layers)) {
+    return json.error("layer_types", str_cat("a list of ", config.num_layers, " types"));
+  }
+  return &types;
+}
+
 }  // namespace
+
+Status expect_layer_types(const JsonReader& json, const ModelConfig& config, const std::string& type) {
+  if (!json.has("layer_types")) return ok_status();
+  ONEPASS_ASSIGN_OR_RETURN(const nlohmann::json* types, read_layer_types(json, config));
+  for (const nlohmann::json& found : *types) {
+    if (found != type) return json.error("layer_types", type + " for each layer");
+  }
+  return ok_status();
+}
 
 Status configure_window_layers(const JsonReader& json, ModelConfig& config) {
   ONEPASS_ASSIGN_OR_RETURN(const bool use, json.optional_bool("use_sliding_window", false));
   const int64_t fallback = json.contains("sliding_window") ? 0 : 4096;  // null is no window, whatever the flag says
   ONEPASS_ASSIGN_OR_RETURN(const int64_t window, json.optional_int("sliding_window", 1, INT32_MAX, fallback));
   ONEPASS_ASSIGN_OR_RETURN(const int64_t first, json.optional_int("max_window_layers", 0, INT32_MAX, 28));
-  if (!use) return ok_status();
+  if (!use) return expect_layer_types(json, config, "full_attention");
   for (int layer = 0; layer < config.num_layers; ++layer) {
     config.sliding_windows[layer] = layer >= first ? static_cast<int>(window) : 0;
   }
   if (!json.has("layer_types")) return ok_status();
-  const nlohmann::json& types = json.value("layer_types");
-  if (!types.is_array() || types.size() != static_cast<size_t>(config.num_layers)) {
-    return json.error("layer_types", str_cat("a list of ", config.num_layers, " types"));
-  }
+  ONEPASS_ASSIGN_OR_RETURN(const nlohmann::json* types, read_layer_types(json, config));
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    if (types[layer] == "sliding_attention") {
+    if ((*types)[layer] == "sliding_attention") {
       config.sliding_windows[layer] = static_cast<int>(window);
-    } else if (types[layer] == "full_attention") {
+    } else if ((*types)[layer] == "full_attention") {
       config.sliding_windows[layer] = 0;
     } else {
       return json.error("layer_types", "full_attention or sliding_attention for each layer");

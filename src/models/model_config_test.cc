@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "models/architecture.h"
+#include "models/decoder.h"
 #include "models/generation_config.h"
 
 namespace onepass {
@@ -98,6 +99,20 @@ TEST_F(ModelConfigTest, ReadsBiasesAndNormsOfQwen) {
   EXPECT_TRUE(config.qk_norm && !config.qkv_bias && !config.o_bias);
 }
 
+// What would compute something else, were it left unread.
+TEST_F(ModelConfigTest, RefusesLlamasOfAnotherKind) {
+  json source = llama_;
+  source["pretraining_tp"] = 1;
+  source["layer_types"] = {"full_attention", "full_attention", "full_attention"};
+  EXPECT_EQ(loaded(source).sliding_windows, (std::vector<int>{0, 0, 0}));
+  expect_refused(source, "layer_types", {"full_attention", "sliding_attention", "full_attention"},
+                 "expected full_attention for each layer, found [\"full_attention\",\"sliding_attention\"");
+  expect_refused(source, "layer_types", {"full_attention"}, "a list of 3 types");
+  expect_refused(source, "layer_types", "full_attention", "a list of 3 types");
+  expect_refused(source, "pretraining_tp", 4, "expected 1, found 4");
+  expect_refused(source, "pretraining_tp", 0, "a whole number from 1");
+}
+
 TEST_F(ModelConfigTest, ReadsSlidingWindows) {
   json source = llama_;
   source["architectures"] = {"MistralForCausalLM"};
@@ -106,10 +121,14 @@ TEST_F(ModelConfigTest, ReadsSlidingWindows) {
   EXPECT_EQ(loaded(source).sliding_windows, (std::vector<int>{0, 0, 0}));
   source["sliding_window"] = 32;
   EXPECT_EQ(loaded(source).sliding_windows, (std::vector<int>{32, 32, 32}));
+  expect_refused(source, "layer_types", {"full_attention", "full_attention", "full_attention"},
+                 "sliding_attention for each layer");
 
   source["architectures"] = {"Qwen2ForCausalLM"};
   source["max_window_layers"] = 1;
   EXPECT_EQ(loaded(source).sliding_windows, (std::vector<int>{0, 0, 0}));  // not asked for
+  expect_refused(source, "layer_types", {"full_attention", "full_attention", "sliding_attention"},
+                 "full_attention for each layer");
   source["use_sliding_window"] = true;
   EXPECT_EQ(loaded(source).sliding_windows, (std::vector<int>{0, 32, 32}));
   source["layer_types"] = {"sliding_attention", "full_attention", "sliding_attention"};
@@ -226,6 +245,21 @@ TEST_F(ModelConfigTest, RefusesWhatItCannotRun) {
                   {"high_freq_factor", 4.0},
                   {"original_max_position_embeddings", 64}},
                  "high_freq_factor: expected more than low_freq_factor");
+}
+
+TEST_F(ModelConfigTest, SizesTheWorkspaceWithoutAllocatingIt) {
+  ModelConfig config = loaded(llama_);
+  const auto workspace = DecoderWorkspace::create(config, 100);
+  ASSERT_TRUE(workspace.ok()) << workspace.status();
+  size_t bytes = 0;
+  for (const Buffer* buffer : {&workspace->hidden, &workspace->normed, &workspace->qkv, &workspace->attention,
+                               &workspace->gate_up, &workspace->inner}) {
+    EXPECT_GT(buffer->size(), 0u);
+    bytes += buffer->size();
+  }
+  EXPECT_EQ(DecoderWorkspace::size_bytes(config, 100), static_cast<int64_t>(bytes));
+  config.intermediate_size = 1 << 24;  // more than an address space holds
+  EXPECT_GT(DecoderWorkspace::size_bytes(config, 1 << 20), int64_t{1} << 47);
 }
 
 TEST_F(ModelConfigTest, RefusesWhatIsNoJson) {

@@ -26,8 +26,7 @@ std::string Completion::push(int32_t token) {
     return flush();
   }
   std::string text = detokenizer_ ? detokenizer_->push(token) : std::string();
-  // Text before min_new_tokens is not searched for stop strings, as in vLLM.
-  if (num_tokens_ > min_new_tokens_) text = stops_.push(text);
+  text = stops_.push(text, may_stop());
   if (stops_.matched()) {
     finish_reason_ = FinishReason::kStop;
   } else if (num_tokens_ >= max_new_tokens_) {
@@ -38,7 +37,7 @@ std::string Completion::push(int32_t token) {
 }
 
 std::string Completion::flush() {
-  std::string text = detokenizer_ ? stops_.push(detokenizer_->flush()) : std::string();
+  std::string text = detokenizer_ ? stops_.push(detokenizer_->flush(), may_stop()) : std::string();
   text += stops_.flush();
   return text;
 }

@@ -29,6 +29,9 @@ class Completion {
   const std::string& matched_stop() const { return stops_.match(); }
 
  private:
+  // A stop string ends the answer only beyond its first min_new_tokens tokens, as in vLLM.
+  bool may_stop() const { return num_tokens_ > min_new_tokens_; }
+
   const std::vector<int32_t> end_tokens_;
   const int max_new_tokens_;
   const int min_new_tokens_;

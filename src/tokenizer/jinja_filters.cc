@@ -1,7 +1,10 @@
 // Filters and tests (Jinja2's, as its documentation describes them, and transformers' tojson).
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 
 #include "base/strings.h"
@@ -201,11 +204,55 @@ Value edge(const Value& v, bool last) {
   return last ? items.back() : items.front();
 }
 
+// Python's round() of a float: the nearest of so many decimals by the number's exact value, half to even.
+double round_decimal(double x, int64_t precision) {
+  if (!std::isfinite(x) || x == 0 || precision > 323) return x;
+  if (precision < -309) return std::copysign(0.0, x);
+  char digits[800];  // of the largest number 309, a point, and 323 more
+  if (precision >= 0) {
+    std::snprintf(digits, sizeof(digits), "%.*f", static_cast<int>(precision), x);
+  } else {
+    std::snprintf(digits, sizeof(digits), "%.17e", x);
+    const int64_t kept = std::atoi(std::strchr(digits, 'e') + 1) + precision;  // decimals of x as d.ddd
+    if (kept < -1) return std::copysign(0.0, x);
+    if (kept == -1) {
+      const double unit = std::strtod(str_cat("1e", -precision).c_str(), nullptr);
+      return std::copysign(std::fabs(x) > unit / 2 ? unit : 0.0, x);
+    }
+    std::snprintf(digits, sizeof(digits), "%.*e", static_cast<int>(kept), x);
+  }
+  const double rounded = std::strtod(digits, nullptr);
+  if (!std::isfinite(rounded)) throw Error("round: the rounded number is too large");
+  return rounded;
+}
+
+// Python's round() of a whole number, which leaves its digits after the point alone.
+int64_t round_integer(int64_t x, int64_t precision) {
+  if (precision >= 0) return x;
+  if (precision < -19) return 0;
+  __int128 unit = 1;
+  for (int64_t i = 0; i > precision; --i) unit *= 10;
+  __int128 rest = x % unit;
+  if (rest < 0) rest += unit;
+  __int128 rounded = x - rest;
+  const bool odd = rounded / unit % 2 != 0;
+  if (2 * rest > unit || (2 * rest == unit && odd)) rounded += unit;
+  if (rounded > INT64_MAX || rounded < INT64_MIN) throw Error("round: the rounded number is too large");
+  return static_cast<int64_t>(rounded);
+}
+
 Value round_number(const Value& v, const Arguments& a) {
-  const double scale = std::pow(10.0, static_cast<double>(a.get(0, "precision", int64_t{0}).integer()));
+  const int64_t precision = a.get(0, "precision", int64_t{0}).integer();
   const std::string method = a.get(1, "method", "common").str();
-  const double x = v.number() * scale;
-  return (method == "ceil" ? std::ceil(x) : method == "floor" ? std::floor(x) : std::nearbyint(x)) / scale;
+  if (method == "common") {
+    return v.is_float() ? Value(round_decimal(v.number(), precision)) : Value(round_integer(v.integer(), precision));
+  }
+  if (method != "ceil" && method != "floor") throw Error("round: expected the method common, ceil or floor");
+  const double x = v.number();
+  if (!v.is_float() && precision >= 0) return x;
+  const double scale = std::pow(10.0, static_cast<double>(precision));
+  if (scale == 0 || !std::isfinite(x * scale)) throw Error(str_cat("round: no number of precision ", precision));
+  return (method == "ceil" ? std::ceil(x * scale) : std::floor(x * scale)) / scale;
 }
 
 Value extreme(const Value& v, int sign) {

@@ -31,6 +31,9 @@ std::string error_text(int code) {
   return reinterpret_cast<const char*>(buffer.data());
 }
 
+// "regular expression 'a*'", with as much of a long one as a message can hold.
+std::string described(std::string_view pattern) { return str_cat("regular expression '", printable(pattern, 80), "'"); }
+
 std::optional<std::string_view> class_members(char escape) {
   if (escape == 's') return kSpaceMembers;
   if (escape == 'w') return kWordMembers;
@@ -41,7 +44,7 @@ std::optional<std::string_view> class_members(char escape) {
 
 StatusOr<std::string> translate_pattern(std::string_view pattern) {
   const auto refuse = [&](std::string_view what) {
-    return unimplemented("regular expression '", pattern, "': ", what, " inside [] is not supported");
+    return unimplemented(described(pattern), ": ", what, " inside [] is not supported");
   };
   std::string out;
   bool in_class = false;
@@ -87,14 +90,14 @@ StatusOr<std::string> translate_pattern(std::string_view pattern) {
 StatusOr<Regex> Regex::compile(std::string_view pattern) {
   ONEPASS_ASSIGN_OR_RETURN(const std::string translated, translate_pattern(pattern));
   const std::unique_ptr<pcre2_compile_context, CompileContextDeleter> context(pcre2_compile_context_create(nullptr));
-  if (context == nullptr) return resource_exhausted("regular expression '", pattern, "': out of memory");
+  if (context == nullptr) return resource_exhausted(described(pattern), ": out of memory");
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code =
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get());
-  if (code == nullptr) return invalid_argument("regular expression '", pattern, "': ", error_text(error));
+  if (code == nullptr) return invalid_argument(described(pattern), ": ", error_text(error));
   std::shared_ptr<const void> owner(code, [code](const void*) { pcre2_code_free(code); });
   // Without native code (a machine that forbids it) the interpreter serves.
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);

@@ -25,7 +25,7 @@ struct Span {
 // Immutable; any number of threads may search at once.
 class Regex {
  public:
-  // An error names the pattern and what is wrong with it.
+  // An error names the pattern (the beginning of a long one) and what is wrong with it.
   static StatusOr<Regex> compile(std::string_view pattern);
 
   // Cuts `text`, well-formed UTF-8, into matches and what lies between them, in order. An error: the match gave up (its

@@ -5,12 +5,13 @@
 
 namespace onepass {
 
-std::string StopStringMatcher::push(std::string_view text) {
+std::string StopStringMatcher::push(std::string_view text, bool may_match) {
   if (matched()) return "";
   held_ += text;
+  if (!may_match) ignored_ = held_.size();
   size_t first = std::string::npos;
   for (const std::string& stop : stops_) {
-    const size_t at = held_.find(stop);
+    const size_t at = held_.find(stop, ignored_ < stop.size() ? 0 : ignored_ - stop.size() + 1);
     if (at == std::string::npos) continue;
     if (at < first || (at == first && stop.size() > match_.size())) {
       first = at;
@@ -32,6 +33,7 @@ std::string StopStringMatcher::push(std::string_view text) {
   }
   std::string shown = held_.substr(0, held_.size() - keep);
   held_.erase(0, shown.size());
+  ignored_ -= std::min(ignored_, shown.size());
   return shown;
 }
 

@@ -14,8 +14,9 @@ class StopStringMatcher {
   StopStringMatcher(std::vector<std::string> stops, bool include_stop)
       : stops_(std::move(stops)), include_stop_(include_stop) {}
 
-  // What of the text so far can be shown; up to the stop string once one has matched, and nothing after.
-  std::string push(std::string_view text);
+  // What of the text so far can be shown; up to the stop string once one has matched, and nothing after. Without
+  // `may_match` a stop string that `text` completes does not count; one that it begins may.
+  std::string push(std::string_view text, bool may_match = true);
   // What was held back, at the end.
   std::string flush();
 
@@ -26,6 +27,7 @@ class StopStringMatcher {
   const std::vector<std::string> stops_;
   const bool include_stop_;
   std::string held_;
+  size_t ignored_ = 0;  // bytes of held_ in which a stop string may begin but not end
   std::string match_;
 };
 

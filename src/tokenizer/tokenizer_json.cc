@@ -43,7 +43,7 @@ class Reader : public nlohmann::json_sax<json> {
     if (out_.merges.size() == 0 && v.starts_with("#version")) return true;
     const size_t space = v.find(' ');
     if (space == std::string::npos || v.find(' ', space + 1) != std::string::npos) {
-      return fail(str_cat("model.merges: expected two tokens and one space, found '", v, "'"));
+      return fail(str_cat("model.merges: expected two tokens and one space, found '", printable(v, 80), "'"));
     }
     out_.merges.add(std::string_view(v).substr(0, space), std::string_view(v).substr(space + 1));
     return true;
@@ -114,7 +114,12 @@ class Reader : public nlohmann::json_sax<json> {
 
   bool vocab_entry(int64_t id, const std::string& found) {
     if (id < 0) {
-      return fail(str_cat("model.vocab: '", key_, "': expected an id from 0 to ", kMaxTokenId, ", found ", found));
+      return fail(str_cat("model.vocab: '", printable(key_, 80), "': expected an id from 0 to ", kMaxTokenId,
+                          ", found ", found));
+    }
+    if (const auto other = out_.vocab.token(static_cast<int32_t>(id))) {
+      return fail(str_cat("model.vocab: '", printable(*other, 80), "' and '", printable(key_, 80),
+                          "': expected an id each, found ", id, " for both"));
     }
     out_.vocab.add(key_, static_cast<int32_t>(id));
     return true;

@@ -137,6 +137,15 @@ TEST(StopStringMatcher, FindsStopsAcrossPiecesAndHoldsBackTheirBeginnings) {
   StopStringMatcher including({"b", "abc"}, /*include_stop=*/true);
   EXPECT_EQ(including.push("xxab"), "xxab");  // "abc" began first, but "b" is complete first
   EXPECT_EQ(including.match(), "b");
+  StopStringMatcher late({"ab", "abc"}, /*include_stop=*/false);
+  EXPECT_EQ(late.push("xab", /*may_match=*/false), "x");  // "abc" may still come, and then counts
+  EXPECT_EQ(late.push("ab a", /*may_match=*/false), "abab ");
+  EXPECT_EQ(late.push("b"), "");  // begun early, complete in time
+  EXPECT_EQ(late.match(), "ab");
+  StopStringMatcher longer({"ab", "abc"}, /*include_stop=*/true);
+  EXPECT_EQ(longer.push("xab", /*may_match=*/false), "x");
+  EXPECT_EQ(longer.push("cab"), "abc");
+  EXPECT_EQ(longer.match(), "abc");
   StopStringMatcher none({}, false);
   EXPECT_EQ(none.push("all of it"), "all of it");
   StopStringMatcher held({"stop"}, false);
@@ -234,6 +243,14 @@ TEST(Tokenizer, ErrorsNameTheFileAndTheThing) {
       message(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": {"type": "Precompiled"}})")
           .find("found \"Precompiled\""),
       std::string::npos);
+  EXPECT_EQ(message(R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 7, "c": 1, "d": 7}, "merges": []}})"),
+            ": model.vocab: 'b' and 'd': expected an id each, found 7 for both");
+  const std::string pattern = std::string(50, 'x') + std::string(100000, '(');
+  const std::string refused = message(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+      "pre_tokenizer": {"type": "Split", "pattern": {"Regex": ")" +
+                                      pattern + R"("}, "behavior": "Isolated"}})");
+  EXPECT_NE(refused.find("regular expression '" + pattern.substr(0, 80) + "...': "), std::string::npos) << refused;
+  EXPECT_LT(refused.size(), 250u);
   fs::remove_all(dir);
   EXPECT_EQ(Tokenizer::load("/nonexistent").status().message(),
             "/nonexistent/tokenizer.json: No such file or directory");

@@ -21,8 +21,8 @@ class Vocab {
   Vocab(Vocab&&) noexcept = default;
   Vocab& operator=(Vocab&&) noexcept = default;
 
-  // REQUIRES: 0 <= id <= kMaxTokenId, freeze() not called yet. Of two tokens with one id, or two ids of one token, the
-  // later stays.
+  // REQUIRES: 0 <= id <= kMaxTokenId and not used yet, freeze() not called yet. Of two ids of one token the later
+  // stays.
   void add(std::string_view token, int32_t id);
   // Builds the index by token; needed before find().
   void freeze();
