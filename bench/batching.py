@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Throughput against the number of sequences that run at once: a Markdown table and an SVG plot.
 
-    python bench/make_model.py --shape qwen2.5-0.5b --output /tmp/qwen2.5-0.5b
-    python bench/batching.py --model models/shakespeare-5m --model /tmp/qwen2.5-0.5b --plot docs/images/batching.svg
+python bench/make_model.py --shape qwen2.5-0.5b --output /tmp/qwen2.5-0.5b
+python bench/batching.py --model models/shakespeare-5m --model /tmp/qwen2.5-0.5b --plot docs/images/batching.svg
 """
 
 import argparse
@@ -40,10 +40,14 @@ def plot(path: pathlib.Path, sizes: list[int], series: dict[str, list[float]]) -
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for size in sizes:
-        parts.append(f'<path d="M{x(size):.1f} {top}V{height - bottom}M{left} {y(size):.1f}H{width - right}" stroke="#ddd"/>')
+        parts.append(
+            f'<path d="M{x(size):.1f} {top}V{height - bottom}M{left} {y(size):.1f}H{width - right}" stroke="#ddd"/>'
+        )
         parts.append(f'<text x="{x(size):.1f}" y="{height - bottom + 16}" text-anchor="middle">{size}</text>')
         parts.append(f'<text x="{left - 8}" y="{y(size) + 4:.1f}" text-anchor="end">{size}x</text>')
-    parts.append(f'<path d="M{x(1):.1f} {y(1):.1f}L{x(sizes[-1]):.1f} {y(sizes[-1]):.1f}" stroke="#999" stroke-dasharray="4 4"/>')
+    parts.append(
+        f'<path d="M{x(1):.1f} {y(1):.1f}L{x(sizes[-1]):.1f} {y(sizes[-1]):.1f}" stroke="#999" stroke-dasharray="4 4"/>'
+    )
     for (name, speeds), colour in zip(series.items(), COLOURS, strict=False):
         points = [(x(size), y(speed / speeds[0])) for size, speed in zip(sizes, speeds, strict=True)]
         line = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
@@ -66,7 +70,9 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--plot", type=pathlib.Path)
     args = parser.parse_args()
-    print("| model | sequences | new tokens a second | over one | between two tokens |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| model | sequences | new tokens a second | over one | between two tokens |\n| --- | --- | --- | --- | --- |"
+    )
     series: dict[str, list[float]] = {}
     for model in args.model:
         speeds = series.setdefault(model.name, [])

@@ -58,8 +58,8 @@ TEST_F(BatchCommandTest, EachLineGetsWhatItGetsAlone) {
     const json& line = lines.at(i + 1);
     EXPECT_EQ(line.at("id").get<std::string>(), "request " + std::to_string(i));
     const std::string alone = "generate --model " + model_ + " --deterministic --json --quiet --max-tokens " +
-                              std::to_string(20 + i % 30) + " --temperature " + (i % 3 == 0 ? "0" : "0.9") + " --seed " +
-                              std::to_string(i) + " --prompt " + (i % 2 == 0 ? "ROMEO:" : "JULIET:");
+                              std::to_string(20 + i % 30) + " --temperature " + (i % 3 == 0 ? "0" : "0.9") +
+                              " --seed " + std::to_string(i) + " --prompt " + (i % 2 == 0 ? "ROMEO:" : "JULIET:");
     const json expected = json::parse(run(alone).out);
     EXPECT_EQ(line.at("choices").at(0).at("text").get<std::string>(), expected.at("text").get<std::string>());
     EXPECT_EQ(line.at("usage").at("completion_tokens").get<int>(),
@@ -83,8 +83,10 @@ TEST_F(BatchCommandTest, ABadLineFailsByItself) {
              "{\"prompt\": \"ROMEO:\", \"n\": 1000}\n"
              "{\"prompt\": \"ROMEO:\", \"logit_bias\": {\"x\": 1}}\n"
              "{\"prompt\": \"ROMEO:\", \"stop\": [\"\"]}\n"
-             "{\"prompt\": \"" + std::string(20000, 'x') + "\"}\n"
-             "{\"prompt\": \"JULIET:\", \"max_tokens\": 3, \"n\": 2, \"logprobs\": 1}");
+             "{\"prompt\": \"" +
+                 std::string(20000, 'x') +
+                 "\"}\n"
+                 "{\"prompt\": \"JULIET:\", \"max_tokens\": 3, \"n\": 2, \"logprobs\": 1}");
   const CommandResult result = run(command());
   EXPECT_EQ(result.exit_status, 1);
   EXPECT_NE(result.err.find("13 of 15 lines failed"), std::string::npos) << result.err;
@@ -183,18 +185,21 @@ TEST_F(BatchCommandTest, ThroughputPrintsTheFieldsOfTheField) {
   const std::string bench = "bench throughput --model " + model_;
   CommandResult result = run(bench + " --num-prompts 6 --random-input-len 40 --random-output-len 8");
   ASSERT_EQ(result.exit_status, 0) << result.err;
-  for (const char* field : {"Successful requests:", "Benchmark duration (s):", "Total input tokens:",
-                            "Total generated tokens:", "Request throughput (req/s):", "Output token throughput (tok/s):",
-                            "Mean TTFT (ms):", "P99 TPOT (ms):", "Median ITL (ms):"}) {
+  for (const char* field :
+       {"Successful requests:", "Benchmark duration (s):", "Total input tokens:", "Total generated tokens:",
+        "Request throughput (req/s):", "Output token throughput (tok/s):", "Mean TTFT (ms):", "P99 TPOT (ms):",
+        "Median ITL (ms):"}) {
     EXPECT_NE(result.out.find(field), std::string::npos) << field;
   }
-  result = run(bench + " --dataset-name generated-shared-prefix --gsp-num-groups 2 --gsp-prompts-per-group 8 "
-                       "--gsp-system-prompt-len 256 --gsp-question-len 16 --gsp-output-len 1 --json");
+  result = run(bench +
+               " --dataset-name generated-shared-prefix --gsp-num-groups 2 --gsp-prompts-per-group 8 "
+               "--gsp-system-prompt-len 256 --gsp-question-len 16 --gsp-output-len 1 --json");
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_EQ(json::parse(result.out).at("computed_tokens").get<int>(), 2 * 256 + 16 * 16);
-  result = run(bench + " --disable-prefix-cache --dataset-name generated-shared-prefix --gsp-num-groups 2 "
-                       "--gsp-prompts-per-group 8 --gsp-system-prompt-len 256 --gsp-question-len 16 "
-                       "--gsp-output-len 1 --json");
+  result = run(bench +
+               " --disable-prefix-cache --dataset-name generated-shared-prefix --gsp-num-groups 2 "
+               "--gsp-prompts-per-group 8 --gsp-system-prompt-len 256 --gsp-question-len 16 "
+               "--gsp-output-len 1 --json");
   EXPECT_EQ(json::parse(result.out).at("computed_tokens").get<int>(), 16 * (256 + 16));
   write_file(dir_ / "chats.json", R"([{"conversations": [{"from": "human", "value": "What is love, good friend?"},
     {"from": "gpt", "value": "A smoke made with the fume of sighs."}]}, {"conversations": []}, 7])");

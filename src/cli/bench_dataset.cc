@@ -109,7 +109,7 @@ StatusOr<std::vector<BenchRequest>> BenchDataset::sharegpt_requests(const Tokeni
     const auto value = [&](size_t i) {
       const nlohmann::json& turn = (*turns)[i];
       return turn.is_object() && turn.contains("value") && turn["value"].is_string() ? turn["value"].get<std::string>()
-                                                                                   : std::string();
+                                                                                     : std::string();
     };
     ONEPASS_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, tokenizer->encode(value(0), {.add_special_tokens = true}));
     ONEPASS_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, tokenizer->encode(value(1), {}));

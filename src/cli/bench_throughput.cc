@@ -42,8 +42,7 @@ double percentile(std::vector<double> values, double share) {
 }
 
 double mean(const std::vector<double>& values) {
-  return values.empty() ? 0.0
-                        : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  return values.empty() ? 0.0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 // Submits all and waits for the last answer.
@@ -182,8 +181,8 @@ Status run(const ThroughputOptions& options) {
   }
   std::printf("%-42s %lld\n", "Steps:", static_cast<long long>(stats.steps - before.steps));
   std::printf("%-42s %.1f\n", "Scheduler time outside forward (us/step):", host_us);
-  std::printf("%-42s %lld / %lld\n", "Retractions / evicted pages:",
-              static_cast<long long>(stats.retractions - before.retractions),
+  std::printf("%-42s %lld / %lld\n",
+              "Retractions / evicted pages:", static_cast<long long>(stats.retractions - before.retractions),
               static_cast<long long>(stats.evicted_pages - before.evicted_pages));
   return ok_status();
 }

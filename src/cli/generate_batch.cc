@@ -134,7 +134,8 @@ class BatchRun {
   Status run(const std::vector<Line>& lines, size_t num_finished_before) {
     size_t next = 0;
     while (num_ended_ < lines.size()) {
-      for (; next < lines.size() && next - num_ended_ < kMaxSubmitted && !interrupted.load(); ++next) submit(lines[next]);
+      for (; next < lines.size() && next - num_ended_ < kMaxSubmitted && !interrupted.load(); ++next)
+        submit(lines[next]);
       ONEPASS_RETURN_IF_ERROR(write_finished());
       if (shows_progress_) print_progress(num_finished_before, lines.size());
       if (interrupted.load()) break;
@@ -212,7 +213,8 @@ class BatchRun {
 
   Status write(const nlohmann::json& line) {
     const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-    if (std::fwrite(text.data(), 1, text.size(), output_) == text.size() && std::fflush(output_) == 0) return ok_status();
+    if (std::fwrite(text.data(), 1, text.size(), output_) == text.size() && std::fflush(output_) == 0)
+      return ok_status();
     return absl::DataLossError(
         str_cat(options_.output_path.empty() ? "stdout" : options_.output_path, ": cannot write"));
   }

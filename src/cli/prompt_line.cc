@@ -40,12 +40,11 @@ Status read(std::string_view key, const json& value, std::string& out) {
 }
 
 template <typename Integer>
-  requires std::is_integral_v<Integer>
-Status read(std::string_view key, const json& value, Integer& out) {
-  const bool fits =
-      value.is_number_unsigned()
-          ? value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<Integer>::max())
-          : value.is_number_integer() && value.get<int64_t>() >= static_cast<int64_t>(std::numeric_limits<Integer>::min());
+requires std::is_integral_v<Integer> Status read(std::string_view key, const json& value, Integer& out) {
+  const bool fits = value.is_number_unsigned()
+                        ? value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<Integer>::max())
+                        : value.is_number_integer() &&
+                              value.get<int64_t>() >= static_cast<int64_t>(std::numeric_limits<Integer>::min());
   if (!fits) return wrong_type(key, "a whole number in range", value);
   out = value.get<Integer>();
   return ok_status();
@@ -138,7 +137,8 @@ StatusOr<PromptLine> parse_prompt_line(std::string_view line, const TextModel& m
     }
   }
   if ((prompt != nullptr) == (messages != nullptr)) {
-    return invalid_argument("expected either \"prompt\" or \"messages\", found ", prompt != nullptr ? "both" : "neither");
+    return invalid_argument("expected either \"prompt\" or \"messages\", found ",
+                            prompt != nullptr ? "both" : "neither");
   }
   if (prompt != nullptr) {
     std::string text;

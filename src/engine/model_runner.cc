@@ -40,7 +40,8 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
     num_pages = options.max_requests * pages(options.context_length);
     if (options.kv_memory_fraction < 1.0) {
       const double bytes = options.kv_memory_fraction * static_cast<double>(machine_memory());
-      num_pages = std::clamp<int64_t>(static_cast<int64_t>(bytes / static_cast<double>(kv.bytes_per_page())), 1, num_pages);
+      num_pages =
+          std::clamp<int64_t>(static_cast<int64_t>(bytes / static_cast<double>(kv.bytes_per_page())), 1, num_pages);
     }
   }
   ++num_pages;  // page 0 is the dummy request's

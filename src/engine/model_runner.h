@@ -27,12 +27,12 @@ struct ModelRunnerOptions {
   std::optional<DType> kv_dtype;  // unset: the dtype of the weights
   int num_threads = 0;            // 0: one for each processor that this process may use
   CpuIsa isa = best_cpu_isa();
-  int context_length = 0;         // 0: the model's own; tokens of one sequence at most
-  int max_requests = 1;           // sequences alive at the same time
-  int64_t kv_tokens = 0;          // 0: max_requests times the context length, or what kv_memory_fraction allows
+  int context_length = 0;           // 0: the model's own; tokens of one sequence at most
+  int max_requests = 1;             // sequences alive at the same time
+  int64_t kv_tokens = 0;            // 0: max_requests times the context length, or what kv_memory_fraction allows
   double kv_memory_fraction = 1.0;  // with kv_tokens 0: of the machine's memory, at most
-  int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
-  int max_outputs_per_step = 0;   // rows of logits of one step; 0: max_requests
+  int max_tokens_per_step = 512;    // longer prompts are computed in chunks of this many
+  int max_outputs_per_step = 0;     // rows of logits of one step; 0: max_requests
 };
 
 // Used by one thread at a time. Holds the request table and the pool; which pages belong to whom is the Engine's

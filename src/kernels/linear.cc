@@ -18,7 +18,8 @@ constexpr int64_t kRowBlock = 256;
 
 // From so many rows on, weights that do not lie at cache lines (a safetensors file begins its data anywhere) are first
 // copied to where they do, a block at a time: every vector of them would cost two loads, again for each six rows. The
-// products of a 0.5B model with 64 rows take 93 ms where they lie, 81 ms at cache lines, 87 ms with the copy (Zen 5, two cores).
+// products of a 0.5B model with 64 rows take 93 ms where they lie, 81 ms at cache lines, 87 ms with the copy (Zen 5,
+// two cores).
 constexpr int64_t kMinRowsToAlign = 32;
 
 // Columns of a block: six rows of activations and four of weights, 20 KiB, stay in the L1 cache of 32 KiB.

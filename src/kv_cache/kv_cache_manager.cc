@@ -72,9 +72,9 @@ bool KvCacheManager::reserve(int slot, int num_tokens) {
 void KvCacheManager::insert(int slot, std::span<const int32_t> tokens, int count) {
   Sequence& sequence = sequences_[slot];
   const std::vector<PageId> row(table_.pages(slot).begin(), table_.pages(slot).end());
-  const RadixTree::Match match = tree_.insert(tokens.first(static_cast<size_t>(count) * page_size_),
-                                              std::span(row).first(count), table_.num_shared_pages(slot), slot,
-                                              sequence.lock, sequence.salt);
+  const RadixTree::Match match =
+      tree_.insert(tokens.first(static_cast<size_t>(count) * page_size_), std::span(row).first(count),
+                   table_.num_shared_pages(slot), slot, sequence.lock, sequence.salt);
   sequence.lock = match.lock;
   table_.truncate(slot, 0);
   table_.append(slot, match.pages, /*shared=*/true);
@@ -104,8 +104,7 @@ std::optional<KvCacheManager::Fork> KvCacheManager::fork(int slot, std::span<con
   const int child = table_.acquire();
   if (child < 0) return std::nullopt;
   sequences_[child].salt = sequences_[slot].salt;
-  RadixTree::Match match =
-      tree_.match(tokens.first(static_cast<size_t>(count) * page_size_), sequences_[slot].salt);
+  RadixTree::Match match = tree_.match(tokens.first(static_cast<size_t>(count) * page_size_), sequences_[slot].salt);
   ONEPASS_CHECK_EQ(static_cast<int>(match.pages.size()), count);
   sequences_[child].lock = match.lock;
   table_.append(child, match.pages, /*shared=*/true);

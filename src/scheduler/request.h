@@ -15,8 +15,12 @@ namespace onepass {
 enum class WaitReason : uint8_t { kNone, kStep, kRequests, kPages, kBudget, kPrefix, kRetraction };
 
 constexpr std::string_view to_string(WaitReason reason) {
-  constexpr std::string_view kNames[] = {"nothing",    "the next step", "a place among those that run",
-                                         "pages",      "token budget",  "a prefix that another request computes",
+  constexpr std::string_view kNames[] = {"nothing",
+                                         "the next step",
+                                         "a place among those that run",
+                                         "pages",
+                                         "token budget",
+                                         "a prefix that another request computes",
                                          "others after a retraction"};
   return kNames[static_cast<int>(reason)];
 }
@@ -24,7 +28,7 @@ constexpr std::string_view to_string(WaitReason reason) {
 // Owned by the Scheduler (or a test); the planner writes the second half, whoever learns tokens appends to `tokens`.
 struct Request {
   // Fixed at arrival.
-  uint64_t id = 0;  // in order of arrival
+  uint64_t id = 0;              // in order of arrival
   std::vector<int32_t> tokens;  // the prompt, then what has been generated and is known
   int num_prompt_tokens = 0;
   int max_tokens = 0;  // of prompt and answer in all
@@ -38,9 +42,9 @@ struct Request {
   // The planner's.
   enum class State : uint8_t { kWaiting, kRunning, kFinished };
   State state = State::kWaiting;
-  int slot = -1;           // while running
-  int num_computed = 0;    // tokens whose K and V are in the cache once all planned steps have run
-  int num_in_flight = 0;   // planned steps whose sampled token is not known yet
+  int slot = -1;            // while running
+  int num_computed = 0;     // tokens whose K and V are in the cache once all planned steps have run
+  int num_in_flight = 0;    // planned steps whose sampled token is not known yet
   bool is_planned = false;  // in the step that is being planned
   WaitReason wait_reason = WaitReason::kStep;
   int num_retractions = 0;

@@ -8,8 +8,8 @@ RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallb
                            const Tokenizer* tokenizer, const std::vector<int32_t>& eos_token_ids, int max_tokens)
     : n_(given.n), wants_logprobs_(given.sampling.logprobs >= 0), on_output_(std::move(on_output)) {
   if (given.timeout_seconds > 0) {
-    deadline_ = arrived_at_ + std::chrono::duration_cast<SteadyClock::duration>(
-                                  std::chrono::duration<double>(given.timeout_seconds));
+    deadline_ = arrived_at_ +
+                std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(given.timeout_seconds));
   }
   const int count = std::max(given.n, given.best_of);
   // The best are found by their log-probabilities.
@@ -108,8 +108,7 @@ void RequestGroup::deliver_best() {
 
 bool RequestGroup::is_over() const {
   return num_ended_ == static_cast<int>(answers_.size()) &&
-         std::all_of(answers_.begin(), answers_.end(),
-                     [](const auto& answer) { return answer->num_in_flight == 0; });
+         std::all_of(answers_.begin(), answers_.end(), [](const auto& answer) { return answer->num_in_flight == 0; });
 }
 
 }  // namespace onepass

@@ -24,7 +24,7 @@ struct Answer : Request {
   double total_logprob = 0.0;
   GenerateStats stats;
   FinishReason end_reason = FinishReason::kLength;  // once it has ended
-  std::vector<GenerateOutput> held;  // best_of > n: nothing is shown before the best are known
+  std::vector<GenerateOutput> held;                 // best_of > n: nothing is shown before the best are known
 };
 
 // Pieces that have become certain in a step, handed out once its books are closed: whoever reads the last piece finds

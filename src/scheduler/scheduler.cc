@@ -46,8 +46,8 @@ Status Scheduler::validate(const GenerateRequest& request) const {
                             " and one new one");
   }
   if (length >= loop_->max_tokens()) {
-    return invalid_argument("prompt: ", length, " tokens, but the KV cache of ", loop_->max_tokens(),
-                            " holds at most ", loop_->max_tokens() - 1, " and one new one");
+    return invalid_argument("prompt: ", length, " tokens, but the KV cache of ", loop_->max_tokens(), " holds at most ",
+                            loop_->max_tokens() - 1, " and one new one");
   }
   for (const int32_t token : request.prompt) {
     if (token < 0 || token >= config.vocab_size) {

@@ -135,8 +135,8 @@ void SchedulerLoop::run() {
       fail_stuck();
     }
     totals_.device_seconds = executor_.device_seconds();
-    totals_.host_seconds += std::chrono::duration<double>(SteadyClock::now() - start).count() -
-                            (totals_.device_seconds - device_before);
+    totals_.host_seconds +=
+        std::chrono::duration<double>(SteadyClock::now() - start).count() - (totals_.device_seconds - device_before);
     publish();
     reap();
   }
@@ -240,7 +240,8 @@ void SchedulerLoop::end_overdue() {
 
 void SchedulerLoop::fail_stuck() {
   Request* const request = planner_.running().empty() ? planner_.waiting()[0] : planner_.running()[0];
-  end(static_cast<Answer&>(*request), FinishReason::kError, absl::InternalError("the scheduler could not plan a step for it"));
+  end(static_cast<Answer&>(*request), FinishReason::kError,
+      absl::InternalError("the scheduler could not plan a step for it"));
 }
 
 void SchedulerLoop::reap() {

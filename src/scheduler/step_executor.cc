@@ -38,7 +38,8 @@ void StepExecutor::launch(const StepPlan& plan) {
   const size_t vocab = runner_.config().vocab_size;
   const auto sample = [&](int64_t i, int) {
     const std::span<float> row = logits.subspan(rows_[i] * vocab, vocab);
-    const bool is_shared = (i > 0 && rows_[i - 1] == rows_[i]) || (i + 1 < std::ssize(rows_) && rows_[i + 1] == rows_[i]);
+    const bool is_shared =
+        (i > 0 && rows_[i - 1] == rows_[i]) || (i + 1 < std::ssize(rows_) && rows_[i + 1] == rows_[i]);
     if (is_shared) {  // a sampler changes the logits
       std::vector<float> copy(row.begin(), row.end());
       sampled[i].token = sampled[i].request->sampler->sample(copy);

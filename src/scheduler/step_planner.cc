@@ -89,7 +89,8 @@ bool StepPlanner::add_chunk(Request* request, StepPlan& plan, int& budget) {
   const int done = request->num_computed, pending = request->num_known() - done, page_size = cache_.page_size();
   int chunk = static_cast<int>(std::min<int64_t>({pending, budget, cache_.max_tokens(request->slot) - done}));
   // Chunks end with pages, so that others can share all of them.
-  if (chunk < pending && (done + chunk) / page_size * page_size > done) chunk = (done + chunk) / page_size * page_size - done;
+  if (chunk < pending && (done + chunk) / page_size * page_size > done)
+    chunk = (done + chunk) / page_size * page_size - done;
   if (chunk <= 0) return false;
   ONEPASS_CHECK(cache_.reserve(request->slot, done + chunk));
   add_item(request, chunk, plan, budget);
@@ -203,8 +204,8 @@ std::pair<size_t, WaitReason> StepPlanner::admit(StepPlan& plan, int& budget) {
     const Request* const leader = request->fork_of;
     const bool leader_is_on_its_way = leader != nullptr && leader->state != Request::State::kFinished &&
                                       leader->num_planned() == leader->num_prompt_tokens;
-    const bool must_wait = leader_is_on_its_way ||
-                           should_wait(*request, cache_.cached_tokens(request->tokens, request->salt));
+    const bool must_wait =
+        leader_is_on_its_way || should_wait(*request, cache_.cached_tokens(request->tokens, request->salt));
     if (must_wait || request->num_in_flight > 0) {
       request->wait_reason = must_wait ? WaitReason::kPrefix : WaitReason::kStep;
       ++i;

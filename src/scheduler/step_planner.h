@@ -110,7 +110,7 @@ class StepPlanner {
   std::function<void(PlanEvent, Request&)> listener_;
   std::vector<Request*> running_;  // those that would be retracted last first
   std::vector<Request*> waiting_;
-  bool has_retracted_ = false;     // in the plan that is being made
+  bool has_retracted_ = false;  // in the plan that is being made
 };
 
 }  // namespace onepass

@@ -38,10 +38,9 @@ class FakeDevice {
       : config_(config),
         table_(config.max_running, config.num_pages),
         cache_(table_, config.num_pages, config.page_size, config.prefix_caching),
-        planner_({.max_tokens_per_step = config.budget,
-                  .max_running_requests = config.max_running,
-                  .policy = config.policy},
-                 cache_),
+        planner_(
+            {.max_tokens_per_step = config.budget, .max_running_requests = config.max_running, .policy = config.policy},
+            cache_),
         content_(static_cast<size_t>(config.num_pages) * config.page_size, 0) {
     planner_.set_listener([&](PlanEvent event, Request&) { retractions += event == PlanEvent::kRetracted; });
   }
@@ -297,7 +296,8 @@ TEST(StepPlannerTest, HigherPriorityAndLongerPrefixGoFirst) {
   while (order.size() < 3) {
     device.step();
     for (const Request* request : {plain, cached, urgent}) {
-      if (request->state == Request::State::kFinished && std::find(order.begin(), order.end(), request) == order.end()) {
+      if (request->state == Request::State::kFinished &&
+          std::find(order.begin(), order.end(), request) == order.end()) {
         order.push_back(request);
       }
     }
@@ -413,8 +413,8 @@ TEST_P(StepPlannerModelTest, NoPageIsLostAndNoTextMixed) {
     FAIL() << *failure << "\nseed " << GetParam() << ": page size " << config.page_size << ", " << config.num_pages
            << " pages, " << config.max_running << " running, budget " << config.budget << ", "
            << (config.policy == SchedulePolicy::kLpm ? "lpm" : "fcfs") << ", prefix cache " << config.prefix_caching
-           << ", in flight " << config.steps_in_flight << "; fails with " << run(config, fewest).value_or("") << " after"
-           << script;
+           << ", in flight " << config.steps_in_flight << "; fails with " << run(config, fewest).value_or("")
+           << " after" << script;
   }
 }
 

@@ -91,12 +91,13 @@ void Trace::step(const StepPlan& plan, Clock::time_point begin, Clock::time_poin
   for (const StepPlan::Fork& fork : plan.forks) {
     event("forks", 'i', kRequests, fork.request->id, from, R"(,"s":"t")");
   }
-  event(str_cat("step ", ++num_steps_), 'X', kEngine, 0, from,
-        absl::StrFormat(",\"dur\":%.1f,\"args\":{\"prefill tokens\":%d,\"decode tokens\":%d}", length, prefill, decode));
+  event(
+      str_cat("step ", ++num_steps_), 'X', kEngine, 0, from,
+      absl::StrFormat(",\"dur\":%.1f,\"args\":{\"prefill tokens\":%d,\"decode tokens\":%d}", length, prefill, decode));
   event("tokens", 'C', kEngine, 0, from, absl::StrFormat(",\"args\":{\"prefill\":%d,\"decode\":%d}", prefill, decode));
-  event("requests", 'C', kEngine, 0, from,
-        absl::StrFormat(",\"args\":{\"running\":%d,\"waiting\":%d}", planner.running().size(),
-                        planner.waiting().size()));
+  event(
+      "requests", 'C', kEngine, 0, from,
+      absl::StrFormat(",\"args\":{\"running\":%d,\"waiting\":%d}", planner.running().size(), planner.waiting().size()));
   event("pages", 'C', kEngine, 0, from,
         absl::StrFormat(",\"args\":{\"of requests\":%d,\"prefix cache\":%d,\"free\":%d}",
                         pages.total - pages.free - pages.cached, pages.cached, pages.free));

@@ -1,5 +1,6 @@
-// A trace of the scheduler's steps for https://ui.perfetto.dev or chrome://tracing: one lane for the engine's steps, one
-// for each request, which shows what it waited for and when it was computed, and counters of tokens, requests, pages.
+// A trace of the scheduler's steps for https://ui.perfetto.dev or chrome://tracing: one lane for the engine's steps,
+// one for each request, which shows what it waited for and when it was computed, and counters of tokens, requests,
+// pages.
 #pragma once
 
 #include <chrono>

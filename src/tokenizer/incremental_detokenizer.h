@@ -31,7 +31,8 @@ class IncrementalDetokenizer {
   const Tokenizer& tokenizer_;
   const bool skip_special_tokens_;
   std::string bytes_;  // of a byte-level tokenizer, whose tokens need no context: those not returned yet
-  // Otherwise: ids from some tokens back, whose text has been returned but gives the new ones their context, and the new ones.
+  // Otherwise: ids from some tokens back, whose text has been returned but gives the new ones their context, and the
+  // new ones.
   std::vector<int32_t> window_;
   size_t num_returned_ = 0;  // ids of the window whose text has been returned
 };

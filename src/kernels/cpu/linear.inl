@@ -92,14 +92,14 @@ __attribute__((noinline)) void multiply_add_tail(const typename Format::W* const
 
 // Asks for the next block of weights into the L2 cache, line by line in the order of memory, while this one is worked
 // on. Without it a step of a few rows waits for the memory first and computes then: the weights of a 0.5B model with 16
-// rows took 45 ms, now 28.5 ms, where reading them alone takes 20 ms and computing alone 21 ms (Zen 5, two cores); 6 rows
-// 31 ms and 23.5 ms, 64 rows 99 ms and 84 ms.
+// rows took 45 ms, now 28.5 ms, where reading them alone takes 20 ms and computing alone 21 ms (Zen 5, two cores); 6
+// rows 31 ms and 23.5 ms, 64 rows 99 ms and 84 ms.
 struct Ahead {
   const char* at = nullptr;
-  int64_t lines_left = 0;      // of this row
-  int64_t rows_left = 0;       // this one included
+  int64_t lines_left = 0;  // of this row
+  int64_t rows_left = 0;   // this one included
   int64_t lines_of_row = 0;
-  int64_t skip = 0;            // from the end of a row's last line to the next row
+  int64_t skip = 0;  // from the end of a row's last line to the next row
   int64_t lines_each_step = 0;
 
   // Spread over `steps` steps.
