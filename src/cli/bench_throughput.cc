@@ -2,6 +2,7 @@
 // vLLM's bench throughput.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstdio>
 #include <filesystem>
@@ -36,7 +37,7 @@ struct Timeline {
 
 double percentile(std::vector<double> values, double share) {
   if (values.empty()) return 0.0;
-  const auto at = values.begin() + static_cast<int64_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+  const auto at = values.begin() + std::lround(share * static_cast<double>(values.size() - 1));
   std::nth_element(values.begin(), at, values.end());
   return *at;
 }

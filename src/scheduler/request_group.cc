@@ -23,7 +23,7 @@ RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallb
     answer->stats.prompt_tokens = num_prompt;
     SamplingParams sampling = given.sampling;
     sampling.seed += static_cast<uint64_t>(i);
-    answer->completion.emplace(tokenizer, sampling, ends, max_new);
+    answer->completion = std::make_unique<Completion>(tokenizer, sampling, ends, max_new);
     Request& request = *answer;
     answer->group = this;
     request.id = first_id + static_cast<uint64_t>(i);

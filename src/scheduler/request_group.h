@@ -19,7 +19,7 @@ class RequestGroup;
 // One of the answers: the sequence that the planner knows, with its text.
 struct Answer : Request {
   RequestGroup* group = nullptr;
-  std::optional<Completion> completion;
+  std::unique_ptr<Completion> completion;
   int index = 0;
   double total_logprob = 0.0;
   GenerateStats stats;

@@ -410,8 +410,8 @@ TEST_P(StepPlannerModelTest, NoPageIsLostAndNoTextMixed) {
     const std::vector<Operation> fewest = shrink(config, operations);
     std::string script;
     for (const Operation& operation : fewest) script += "\n  " + to_string(operation);
-    FAIL() << *failure << "\nseed " << GetParam() << ": page size " << config.page_size << ", " << config.num_pages
-           << " pages, " << config.max_running << " running, budget " << config.budget << ", "
+    FAIL() << failure.value_or("") << "\nseed " << GetParam() << ": page size " << config.page_size << ", "
+           << config.num_pages << " pages, " << config.max_running << " running, budget " << config.budget << ", "
            << (config.policy == SchedulePolicy::kLpm ? "lpm" : "fcfs") << ", prefix cache " << config.prefix_caching
            << ", in flight " << config.steps_in_flight << "; fails with " << run(config, fewest).value_or("")
            << " after" << script;
