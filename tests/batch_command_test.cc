@@ -144,16 +144,20 @@ TEST_F(BatchCommandTest, AnInterruptedRunGoesOn) {
 }
 
 TEST_F(BatchCommandTest, CtrlCKeepsWhatIsDone) {
-  write_prompts(400);
-  const CommandResult result = run("--version >/dev/null; timeout -s INT 0.4 " ONEPASS_BINARY " " + command() +
-                                   " --max-running-requests 2 2>" + (dir_ / "err2").string());
-  const std::string err = read_file(dir_ / "err2");
+  // The signal comes once some answers are there, however slow this machine is; 600 lines, two at a time, leave no
+  // doubt that some are not.
+  write_prompts(600);
+  const std::string err_path = (dir_ / "interrupted.err").string();
+  run("--version >/dev/null; " ONEPASS_BINARY " " + command() + " --max-running-requests 2 2>" + err_path +
+      " & pid=$!; while kill -0 $pid && ! [ -s " + output() + " ]; do sleep 0.01; done; kill -INT $pid; wait $pid");
+  const std::string err = read_file(err_path);
   EXPECT_NE(err.find("interrupted: "), std::string::npos) << err;
   const size_t done = answers().size();
-  EXPECT_LT(done, 400u);
+  EXPECT_GT(done, 0u);
+  EXPECT_LT(done, 600u);
   const CommandResult again = run(command());
   EXPECT_EQ(again.exit_status, 0) << again.err;
-  EXPECT_EQ(answers().size(), 400u);
+  EXPECT_EQ(answers().size(), 600u);
 }
 
 TEST_F(BatchCommandTest, TheTraceShowsStepsAndWaiting) {

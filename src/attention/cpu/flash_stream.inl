@@ -281,9 +281,11 @@ void stream(const FlashStream& s) {
     ask_for_the_first(s, k_at, v_at);
   }
 
-  // The tile before, whose output is computed beside the scores: its first token, and how far it has come.
+  // The tile before, whose output is computed beside the scores: its first token, how far it has come, and how many
+  // units are left of it.
+  const int units_per_head = (head_dim_v + 63) / 64;
   int64_t output_tile = 0;
-  int output_head = heads, output_column = 0;
+  int output_head = 0, output_column = 0, units_left = 0;
   const auto output_unit = [&]() __attribute__((always_inline)) {  // of one head, 64 columns
     const char* v[kTokens];
 #pragma GCC unroll 4
@@ -322,16 +324,17 @@ void stream(const FlashStream& s) {
         stream_scores<kRows, kHeads>(s, at, static_cast<const uint16_t*>(s.q) + int64_t{head} * kRows * head_dim,
                                      head_dim, head_dim_v, scores + j * stride + head * kRows);
         // In even steps: all units of the tile before beside all scores of this one.
-        if (output_head == heads) continue;
-        for (credit += kHeads * ((head_dim_v + 63) / 64); credit >= kTokens; credit -= kTokens) output_unit();
+        if (units_left == 0) continue;
+        for (credit += kHeads * units_per_head; credit >= kTokens; credit -= kTokens, --units_left) output_unit();
       }
     }
     softmax.absorb(tile, scores, stride, weights);
     if (softmax.rescaled) rescale_output(s, softmax);
     output_tile = tile;
     output_head = 0;
+    units_left = heads * units_per_head;
   }
-  while (output_head < heads) output_unit();
+  for (; units_left > 0; --units_left) output_unit();
   store_results(s, softmax);
 }
 
