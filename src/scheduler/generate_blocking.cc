@@ -32,6 +32,7 @@ void append_output(const GenerateOutput& output, GenerateResult& result) {
 StatusOr<std::vector<GenerateResult>> generate_blocking(Scheduler& scheduler, GenerateRequest request,
                                                         const std::function<void(const GenerateOutput&)>& on_output,
                                                         const std::atomic<bool>* cancel) {
+  ONEPASS_RETURN_IF_ERROR(scheduler.validate(request));  // before anything is sized by it
   const auto mailbox = std::make_shared<Mailbox>();
   std::vector<GenerateResult> results(request.n);
   ONEPASS_ASSIGN_OR_RETURN(const uint64_t id,

@@ -28,7 +28,7 @@ constexpr int kMaxAnswers = 128;  // of one request
 
 struct GenerateStats {
   int prompt_tokens = 0;
-  int cached_tokens = 0;  // of the prompt, not computed for this request
+  int cached_tokens = 0;  // of the prompt, not computed for this request; the same for all its answers
   int generated_tokens = 0;
   int retractions = 0;
   // Seconds on a steady clock.
@@ -54,6 +54,7 @@ struct GenerateOutput {
 };
 
 // Called on the scheduler's thread, which it must not hold up: hand over and return. Not called again after is_last.
+// When it throws, the request is cancelled.
 using OutputCallback = std::function<void(const GenerateOutput&)>;
 
 // A whole answer.

@@ -66,10 +66,11 @@ void RequestGroup::end(Answer& answer, FinishReason reason, const Status& status
 }
 
 void RequestGroup::finish(Answer& answer, GenerateOutput output, FinishReason reason) {
-  answer.stats.cached_tokens = std::max(0, answer.cached_tokens);
+  answer.stats.cached_tokens = std::max(0, answers_.front()->cached_tokens);  // siblings fork what the first one has
   answer.stats.generated_tokens = answer.completion->num_tokens();
   answer.stats.retractions = answer.num_retractions;
   answer.stats.total_seconds = seconds_since_arrival();
+  answer.has_ended = true;
   answer.end_reason = reason;
   output.finish_reason = reason;
   output.matched_stop = answer.completion->matched_stop();

@@ -23,6 +23,7 @@ struct Answer : Request {
   int index = 0;
   double total_logprob = 0.0;
   GenerateStats stats;
+  bool has_ended = false;
   FinishReason end_reason = FinishReason::kLength;  // once it has ended
   std::vector<GenerateOutput> held;                 // best_of > n: nothing is shown before the best are known
 };

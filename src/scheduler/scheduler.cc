@@ -63,6 +63,7 @@ StatusOr<uint64_t> Scheduler::submit(GenerateRequest request, OutputCallback on_
 }
 
 Status Scheduler::stop() { return loop_->stop(); }
+Status Scheduler::health() const { return loop_->health(); }
 void Scheduler::cancel(uint64_t id) { loop_->cancel(id); }
 SchedulerStats Scheduler::stats() const { return loop_->stats(); }
 void Scheduler::clear_prefix_cache() { loop_->clear_prefix_cache(); }

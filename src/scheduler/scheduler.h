@@ -75,8 +75,13 @@ class Scheduler {
   void clear_prefix_cache();
 
   // Cancels what is left, waits for the last callback and ends the trace; an error when that could not be written.
-  // Nothing can be submitted afterwards. The destructor does the same.
+  // Nothing can be submitted afterwards. The destructor does the same. Not from a callback, which is refused: it would
+  // wait for itself.
   Status stop();
+
+  // An error once an exception (a broken invariant, no memory left) has ended the scheduler's thread: what was in
+  // flight has got that error as its end, and so does every later submit(). The process goes on.
+  Status health() const;
 
   // Audits the books between two steps: what is wrong, a line each.
   std::vector<std::string> check();

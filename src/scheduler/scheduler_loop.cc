@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/log.h"
 
 namespace onepass {
 
@@ -22,12 +23,14 @@ SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, co
       executor_(runner) {
   planner_.set_listener([this](PlanEvent event, Request& request) { on_plan_event(event, request); });
   publish();
+  const std::lock_guard lock(mutex_);  // the thread's first look into the inbox comes after thread_ is set
   thread_ = std::thread([this] { run(); });
 }
 
 SchedulerLoop::~SchedulerLoop() { (void)stop(); }
 
 Status SchedulerLoop::stop() {
+  if (is_own_thread()) return absl::FailedPreconditionError("the scheduler cannot be stopped by its own callback");
   {
     const std::lock_guard lock(mutex_);
     if (std::exchange(is_stopped_, true)) return ok_status();
@@ -53,9 +56,14 @@ void SchedulerLoop::send(const std::function<void(Inbox&)>& change) {
 
 StatusOr<uint64_t> SchedulerLoop::submit(GenerateRequest request, OutputCallback on_output) {
   const int count = std::max(request.n, request.best_of);
+  if (count > options_.max_queued_requests) {
+    return invalid_argument("a request of ", count, " answers, but the queue has ", options_.max_queued_requests,
+                            " places");
+  }
   uint64_t id = 0;
   {
     const std::lock_guard lock(mutex_);
+    ONEPASS_RETURN_IF_ERROR(health_);
     if (is_stopped_) return absl::UnavailableError("the scheduler has stopped");
     const int waiting = published_.waiting_requests + inbox_.num_requests;
     if (waiting + count > options_.max_queued_requests) {
@@ -82,19 +90,27 @@ SchedulerStats SchedulerLoop::stats() const {
   return stats;
 }
 
+Status SchedulerLoop::health() const {
+  const std::lock_guard lock(mutex_);
+  return health_;
+}
+
 void SchedulerLoop::run_between_steps(const std::function<void()>& task) {
+  if (is_own_thread()) return task();  // a callback: the step's books are closed
+  std::future<void> done;
   {
-    const std::lock_guard lock(mutex_);
-    if (is_stopped_) return task();  // there are no more steps
+    std::unique_lock lock(mutex_);
+    if (has_ended_) {
+      lock.unlock();
+      const std::lock_guard late(late_mutex_);
+      return task();
+    }
+    auto packaged = std::make_shared<std::packaged_task<void()>>(task);
+    done = packaged->get_future();
+    inbox_.tasks.emplace_back([packaged = std::move(packaged)] { (*packaged)(); });
   }
-  std::promise<void> done;
-  send([&](Inbox& inbox) {
-    inbox.tasks.emplace_back([&] {
-      task();
-      done.set_value();
-    });
-  });
-  done.get_future().wait();
+  wake_.notify_one();
+  done.get();  // what the task throws is the caller's
 }
 
 void SchedulerLoop::clear_prefix_cache() {
@@ -114,19 +130,33 @@ std::vector<std::string> SchedulerLoop::check() {
 }
 
 void SchedulerLoop::run() {
+  try {
+    serve();
+    while (executor_.num_in_flight() > 0) collect();
+    end_all(FinishReason::kCancelled, ok_status(), /*trust_books=*/true);
+    publish();
+    hand_out();
+    reap();
+  } catch (const std::exception& error) {
+    fail(error.what());
+  }
+  drain();
+}
+
+void SchedulerLoop::serve() {
   while (true) {
-    Inbox inbox = receive();
+    receive();
     const auto start = SteadyClock::now();
     const double device_before = executor_.device_seconds();
-    for (std::unique_ptr<RequestGroup>& group : inbox.arrivals) arrive(std::move(group));
-    for (const uint64_t id : inbox.cancels) {
+    for (std::unique_ptr<RequestGroup>& group : received_.arrivals) arrive(std::move(group));
+    for (const uint64_t id : received_.cancels) {
       if (const auto group = groups_.find(id); group != groups_.end()) {
         end_group(*group->second, FinishReason::kCancelled);
       }
     }
     end_overdue();
-    for (const std::function<void()>& task : inbox.tasks) task();
-    if (inbox.stop) break;
+    for (std::function<void()>& task : received_.tasks) std::exchange(task, nullptr)();
+    if (received_.stop) return;
     while (executor_.num_in_flight() < options_.steps_in_flight && launch()) {
     }
     if (executor_.num_in_flight() > 0) {
@@ -134,34 +164,83 @@ void SchedulerLoop::run() {
     } else if (!planner_.idle()) {
       fail_stuck();
     }
+    publish();
+    hand_out();
+    reap();
     totals_.device_seconds = executor_.device_seconds();
     totals_.host_seconds +=
         std::chrono::duration<double>(SteadyClock::now() - start).count() - (totals_.device_seconds - device_before);
-    publish();
-    reap();
   }
-  while (executor_.num_in_flight() > 0) collect();
-  for (const auto& [id, group] : groups_) end_group(*group, FinishReason::kCancelled);
-  publish();
-  reap();
 }
 
-SchedulerLoop::Inbox SchedulerLoop::receive() {
+void SchedulerLoop::end_all(FinishReason reason, const Status& status, bool trust_books) {
+  for (const auto& [id, group] : groups_) {
+    for (const std::unique_ptr<Answer>& answer : group->answers()) {
+      if (answer->has_ended) continue;
+      group->end(*answer, reason, status);
+      if (trust_books) leave(*answer);
+    }
+  }
+}
+
+void SchedulerLoop::fail(const std::string& what) {
+  const Status status = absl::InternalError(str_cat("the engine has failed: ", what));
+  log_error(str_cat(status.message()));
+  {
+    const std::lock_guard lock(mutex_);
+    health_ = status;
+  }
+  try {
+    end_all(FinishReason::kError, status, /*trust_books=*/false);
+  } catch (const std::exception& error) {
+    log_error(str_cat("while answering what was in flight: ", error.what()));
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    published_.running_requests = published_.waiting_requests = 0;
+  }
+  hand_out();
+  groups_.clear();
+}
+
+void SchedulerLoop::drain() {
+  while (true) {
+    // At first what serve() had received and not come to.
+    const Status health = this->health();
+    for (std::unique_ptr<RequestGroup>& group : received_.arrivals) {
+      if (!group) continue;
+      group->set_outbox(&outbox_);
+      const FinishReason reason = health.ok() ? FinishReason::kCancelled : FinishReason::kError;
+      for (const std::unique_ptr<Answer>& answer : group->answers()) group->end(*answer, reason, health);
+      hand_out();
+    }
+    for (const std::function<void()>& task : received_.tasks) {
+      if (task) task();
+    }
+    const std::lock_guard lock(mutex_);
+    received_ = std::exchange(inbox_, Inbox());
+    if (received_.arrivals.empty() && received_.tasks.empty()) {
+      has_ended_ = true;
+      return;
+    }
+  }
+}
+
+void SchedulerLoop::receive() {
   std::unique_lock lock(mutex_);
   wake_.wait(lock, [&] { return !inbox_.empty() || executor_.num_in_flight() > 0 || !planner_.idle(); });
   published_.waiting_requests += inbox_.num_requests;  // until publish() counts them
-  return std::exchange(inbox_, Inbox());
+  received_ = std::exchange(inbox_, Inbox());
 }
 
 void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
   group->set_outbox(&outbox_);
   if (group->deadline()) with_deadline_.push_back(group->id());
-  for (const std::unique_ptr<Answer>& answer : group->answers()) {
+  RequestGroup& known = *(groups_[group->id()] = std::move(group));
+  for (const std::unique_ptr<Answer>& answer : known.answers()) {
     if (trace_) trace_->arrived(*answer);
     planner_.add(answer.get());
   }
-  const uint64_t id = group->id();
-  groups_[id] = std::move(group);
 }
 
 void SchedulerLoop::on_plan_event(PlanEvent event, Request& request) {
@@ -173,7 +252,7 @@ void SchedulerLoop::on_plan_event(PlanEvent event, Request& request) {
   if (request.num_retractions == 0) {
     auto& answer = static_cast<Answer&>(request);
     answer.stats.queue_seconds = answer.group->seconds_since_arrival();
-    totals_.prompt_tokens += request.num_prompt_tokens;
+    if (answer.index == 0) totals_.prompt_tokens += request.num_prompt_tokens;  // siblings share it
   }
   if (trace_) trace_->admitted(request);
 }
@@ -204,7 +283,7 @@ void SchedulerLoop::collect() {
       continue;
     }
     ++totals_.generated_tokens;
-    if (answer.num_generated() == 1) totals_.cached_tokens += std::max(0, answer.cached_tokens);
+    if (answer.num_generated() == 1 && answer.index == 0) totals_.cached_tokens += std::max(0, answer.cached_tokens);
     if (answer.group->on_token(answer, *std::move(sampled.token))) leave(answer);
   }
 }
@@ -265,7 +344,17 @@ void SchedulerLoop::publish() {
     published_.free_pages = cache_.num_free();
     published_.cached_pages = cache_.num_cached();
   }
-  for (const Delivery& delivery : outbox_) (*delivery.on_output)(delivery.output);
+}
+
+void SchedulerLoop::hand_out() {
+  for (const Delivery& delivery : outbox_) {
+    try {
+      (*delivery.on_output)(delivery.output);
+    } catch (const std::exception& error) {
+      log_warning(str_cat("request ", delivery.output.id, " is cancelled: its callback threw: ", error.what()));
+      cancel(delivery.output.id);
+    }
+  }
   outbox_.clear();
 }
 

@@ -34,10 +34,11 @@ class SchedulerLoop {
   StatusOr<uint64_t> submit(GenerateRequest request, OutputCallback on_output);
   void cancel(uint64_t id);
   SchedulerStats stats() const;
-  // Runs `task` on the thread, between two steps, and waits for it.
+  // Runs `task` on the thread, between two steps, and waits for it; on the caller's once the thread has ended.
   void run_between_steps(const std::function<void()>& task);
   void clear_prefix_cache();
   std::vector<std::string> check();
+  Status health() const;
   Status stop();
 
  private:
@@ -51,9 +52,19 @@ class SchedulerLoop {
     bool empty() const { return arrivals.empty() && cancels.empty() && tasks.empty() && !stop; }
   };
   void send(const std::function<void(Inbox&)>& change);
+  bool is_own_thread() const { return std::this_thread::get_id() == thread_.get_id(); }
   void run();
-  // Blocks while there is nothing to do.
-  Inbox receive();
+  // Steps until stop().
+  void serve();
+  // Everything left ends with `reason`; the planner's books are closed with it if they can still be trusted.
+  void end_all(FinishReason reason, const Status& status, bool trust_books);
+  // An exception ended serve(): a broken invariant or no memory left. What is there ends with an error, nothing comes
+  // in any more.
+  void fail(const std::string& what);
+  // What came while serve() ended. Marks the thread as ended.
+  void drain();
+  // Takes the inbox; blocks while there is nothing to do.
+  void receive();
   void arrive(std::unique_ptr<RequestGroup> group);
   void on_plan_event(PlanEvent event, Request& request);
   // Plans a step and starts it; false when there is none.
@@ -70,8 +81,10 @@ class SchedulerLoop {
   void fail_stuck();
   // Forgets groups that are over.
   void reap();
-  // Shows the counts to other threads, then hands out the pieces.
+  // Shows the counts to other threads.
   void publish();
+  // Hands out the pieces. A request whose callback throws is cancelled.
+  void hand_out();
 
   ModelRunner& runner_;
   const Tokenizer* const tokenizer_;  // may be null
@@ -82,9 +95,14 @@ class SchedulerLoop {
   Inbox inbox_;               // guarded by mutex_
   SchedulerStats published_;  // guarded by mutex_
   uint64_t next_id_ = 1;      // guarded by mutex_
-  bool is_stopped_ = false;   // guarded by mutex_
+  bool is_stopped_ = false;   // guarded by mutex_: nothing is submitted any more
+  bool has_ended_ = false;    // guarded by mutex_: the thread touches nothing any more
+  Status health_;             // guarded by mutex_
+
+  std::mutex late_mutex_;  // held by tasks that run after the thread's end
 
   // The thread's own.
+  Inbox received_;
   std::unique_ptr<Trace> trace_;  // may be null
   KvCacheManager cache_;
   StepPlanner planner_;

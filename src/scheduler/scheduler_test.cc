@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <map>
-#include <mutex>
 #include <random>
 #include <thread>
+
+#include "scheduler/test_server.h"
 
 namespace onepass {
 namespace {
@@ -21,90 +21,6 @@ constexpr int kStressRequests = 64;
 #else
 constexpr int kStressRequests = 512;
 #endif
-
-constexpr int kVocab = 2048;
-
-// A loaded model with a scheduler on it.
-struct Server {
-  std::unique_ptr<ModelRunner> runner;
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<Scheduler> scheduler;
-
-  explicit Server(ModelRunnerOptions options, const SchedulerOptions& scheduling = {}) {
-    options.model_dir = ONEPASS_SOURCE_DIR "/models/shakespeare-1m";
-    options.num_threads = 2;
-    options.deterministic = true;
-    runner = *ModelRunner::create(options);
-    tokenizer = *Tokenizer::load(options.model_dir);
-    scheduler = *Scheduler::create(*runner, tokenizer.get(), scheduling);
-  }
-
-  std::vector<GenerateResult> generate(const GenerateRequest& request) const {
-    auto results = generate_blocking(*scheduler, request, {});
-    EXPECT_TRUE(results.ok()) << results.status();
-    return *std::move(results);
-  }
-
-  void expect_idle_and_whole() const {
-    const SchedulerStats stats = scheduler->stats();
-    EXPECT_EQ(scheduler->check(), std::vector<std::string>());
-    EXPECT_EQ(stats.running_requests, 0);
-    EXPECT_EQ(stats.waiting_requests, 0);
-    scheduler->clear_prefix_cache();
-    EXPECT_EQ(scheduler->stats().free_pages, stats.total_pages);
-  }
-};
-
-// Collects what the scheduler says of many requests.
-class Collector {
- public:
-  OutputCallback callback(int key) {
-    return [this, key](const GenerateOutput& output) {
-      const std::lock_guard lock(mutex_);
-      GenerateResult& result = results_[key];
-      result.text += output.text;
-      result.tokens.insert(result.tokens.end(), output.tokens.begin(), output.tokens.end());
-      if (output.finish_reason) {
-        result.finish_reason = *output.finish_reason;
-        result.stats = output.stats;
-        result.status = output.status;
-      }
-      if (output.is_last) {
-        EXPECT_TRUE(ended_.insert({key, true}).second) << "request " << key << " ends twice";
-        changed_.notify_all();
-      }
-    };
-  }
-  void wait_for(size_t count) {
-    std::unique_lock lock(mutex_);
-    ASSERT_TRUE(changed_.wait_for(lock, 300s, [&] { return ended_.size() >= count; }));
-  }
-  GenerateResult result(int key) {
-    const std::lock_guard lock(mutex_);
-    return results_[key];
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<int, GenerateResult> results_;
-  std::map<int, bool> ended_;
-};
-
-GenerateRequest request(std::vector<int32_t> prompt, int max_new, float temperature = 0.0f) {
-  GenerateRequest request;
-  request.prompt = std::move(prompt);
-  request.sampling.max_new_tokens = max_new;
-  request.sampling.temperature = temperature;
-  request.sampling.ignore_eos = true;
-  return request;
-}
-
-std::vector<int32_t> random_tokens(std::mt19937& random, int count) {
-  std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocab);
-  return tokens;
-}
 
 TEST(SchedulerTest, ManyAtOnceGetWhatEachGetsAlone) {
   std::mt19937 random(5);
@@ -198,6 +114,7 @@ TEST(SchedulerTest, BestOfReturnsTheLikeliest) {
   r.sampling.logprobs = 0;
   std::vector<std::pair<double, std::vector<int32_t>>> all;
   for (const GenerateResult& result : server.generate(r)) {
+    EXPECT_EQ(result.stats.cached_tokens, 0);  // siblings share the prompt, but nothing was cached
     double sum = 0.0;
     for (const SampledToken& token : result.logprobs) sum += token.logprob;
     all.emplace_back(-sum / static_cast<double>(result.tokens.size()), result.tokens);
@@ -211,6 +128,9 @@ TEST(SchedulerTest, BestOfReturnsTheLikeliest) {
   EXPECT_EQ(best[0].tokens, all[0].second);
   EXPECT_EQ(best[1].tokens, all[1].second);
   EXPECT_TRUE(best[0].logprobs.empty());
+  EXPECT_EQ(best[0].stats.cached_tokens, 16);  // one page of the first request's
+  EXPECT_EQ(best[1].stats.cached_tokens, 16);
+  EXPECT_EQ(server.scheduler->stats().prompt_tokens, 40);
   server.expect_idle_and_whole();
 }
 
@@ -232,30 +152,10 @@ TEST(SchedulerTest, CancelledAndOverdueRequestsLeaveAtOnce) {
   server.expect_idle_and_whole();
 }
 
-TEST(SchedulerTest, AFullQueueRefusesAndStopEndsAll) {
-  std::mt19937 random(10);
-  Collector collector;
-  Server server({.page_size = 16, .max_requests = 1}, {.max_queued_requests = 3});
-  int refused = 0, accepted = 0;
-  for (int i = 0; i < 12; ++i) {
-    const auto id = server.scheduler->submit(request(random_tokens(random, 200), 300), collector.callback(accepted));
-    if (id.ok()) {
-      ++accepted;
-      continue;
-    }
-    ++refused;
-    EXPECT_EQ(id.status().code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_EQ(id.status().message().substr(0, 11), "queue full:");
-  }
-  EXPECT_GE(accepted, 3);
-  EXPECT_GE(refused, 1);
-  server.scheduler.reset();  // cancels them
-  collector.wait_for(accepted);
-}
-
 TEST(SchedulerTest, RefusesWhatCanNeverBe) {
   std::mt19937 random(11);
-  Server server({.page_size = 16, .context_length = 200, .max_requests = 2, .kv_tokens = 100});
+  Server server({.page_size = 16, .context_length = 200, .max_requests = 2, .kv_tokens = 100},
+                {.max_queued_requests = 100});
   const auto message = [&](GenerateRequest r) {
     const auto id = server.scheduler->submit(std::move(r), [](const GenerateOutput&) {});
     return std::string(id.status().message());
@@ -272,6 +172,8 @@ TEST(SchedulerTest, RefusesWhatCanNeverBe) {
   r.n = 4;
   r.best_of = 3;
   EXPECT_EQ(message(r), "best_of: expected n (4) to 128, found 3");
+  r.best_of = 101;
+  EXPECT_EQ(message(r), "a request of 101 answers, but the queue has 100 places");
   // One that outgrows the cache ends when it is full.
   const GenerateResult result = server.generate(request(random_tokens(random, 100), 50))[0];
   EXPECT_EQ(result.finish_reason, FinishReason::kLength);
