@@ -115,6 +115,7 @@ void SchedulerLoop::run_between_steps(const std::function<void()>& task) {
 
 void SchedulerLoop::clear_prefix_cache() {
   run_between_steps([this] {
+    if (!health().ok()) return;  // its books cannot be trusted
     cache_.clear_prefix_cache();
     publish();
   });
@@ -123,6 +124,10 @@ void SchedulerLoop::clear_prefix_cache() {
 std::vector<std::string> SchedulerLoop::check() {
   std::vector<std::string> wrong;
   run_between_steps([&] {
+    if (const Status status = health(); !status.ok()) {
+      wrong.emplace_back(status.message());
+      return;
+    }
     wrong = cache_.check();
     for (std::string& line : planner_.check()) wrong.push_back(std::move(line));
   });
@@ -199,8 +204,7 @@ void SchedulerLoop::fail(const std::string& what) {
     const std::lock_guard lock(mutex_);
     published_.running_requests = published_.waiting_requests = 0;
   }
-  hand_out();
-  groups_.clear();
+  hand_out();  // the groups stay: the planner's lists name them
 }
 
 void SchedulerLoop::drain() {
