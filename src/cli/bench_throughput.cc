@@ -99,11 +99,15 @@ Status run(const ThroughputOptions& options) {
       options.dataset.make(runner->config().vocab_size, runner->options().context_length, tokenizer.get()));
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Scheduler> scheduler,
                            Scheduler::create(*runner, tokenizer.get(), options.scheduling.options()));
+  // Tokens of one sequence: what the context and the KV cache hold (page 0 of the pool is no request's).
+  const int64_t cache_tokens = int64_t{runner->pool().config().num_pages - 1} * runner->options().page_size;
+  const int room = static_cast<int>(std::min<int64_t>(runner->options().context_length, cache_tokens));
   double seconds = 0.0;
-  if (!options.skip_warmup) {
+  if (!options.skip_warmup && room >= 2) {
     // Weights into memory, the KV cache's pages into being; with tokens that no request begins with.
-    BenchRequest warmup = {.prompt = std::vector<int32_t>(std::min(64, runner->options().context_length - 8), 0),
-                           .output_len = 4};
+    const int output_len = std::min(4, room - 1);
+    BenchRequest warmup = {.prompt = std::vector<int32_t>(std::min(64, room - output_len), 0),
+                           .output_len = output_len};
     ONEPASS_RETURN_IF_ERROR(run_all(*scheduler, {warmup}, seconds).status());
     scheduler->clear_prefix_cache();
   }
