@@ -94,14 +94,15 @@ Status run(const ThroughputOptions& options) {
   if (std::filesystem::exists(options.engine.model_dir() + "/tokenizer.json")) {
     ONEPASS_ASSIGN_OR_RETURN(tokenizer, Tokenizer::load(options.engine.model_dir()));
   }
-  ONEPASS_ASSIGN_OR_RETURN(
-      const std::vector<BenchRequest> requests,
-      options.dataset.make(runner->config().vocab_size, runner->options().context_length, tokenizer.get()));
+  // Page 0 of the pool is no request's.
+  const BenchLimits limits = {
+      .vocab_size = runner->config().vocab_size,
+      .context_length = runner->options().context_length,
+      .cache_tokens = int64_t{runner->pool().config().num_pages - 1} * runner->options().page_size};
+  ONEPASS_ASSIGN_OR_RETURN(const std::vector<BenchRequest> requests, options.dataset.make(limits, tokenizer.get()));
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Scheduler> scheduler,
                            Scheduler::create(*runner, tokenizer.get(), options.scheduling.options()));
-  // Tokens of one sequence: what the context and the KV cache hold (page 0 of the pool is no request's).
-  const int64_t cache_tokens = int64_t{runner->pool().config().num_pages - 1} * runner->options().page_size;
-  const int room = static_cast<int>(std::min<int64_t>(runner->options().context_length, cache_tokens));
+  const int room = static_cast<int>(std::min<int64_t>(limits.context_length, limits.cache_tokens));
   double seconds = 0.0;
   if (!options.skip_warmup && room >= 2) {
     // Weights into memory, the KV cache's pages into being; with tokens that no request begins with.
@@ -203,7 +204,11 @@ void add_bench_throughput_command(CLI::App& bench, Action& action) {
   command->add_flag("--dummy-weights", options->dummy_weights, "random weights: the folder needs a config.json alone");
   command->add_flag("--skip-warmup", options->skip_warmup, "measure from the first request on");
   command->add_flag("--json", options->json, "print one JSON object");
-  command->callback([options, &action] { action = [options] { return run(*options); }; });
+  command->callback([options, &action] {
+    options->engine.check();
+    options->dataset.check();
+    action = [options] { return run(*options); };
+  });
 }
 
 }  // namespace onepass
