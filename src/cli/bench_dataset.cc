@@ -196,7 +196,6 @@ StatusOr<std::vector<BenchRequest>> BenchDataset::sharegpt_requests(const BenchL
   std::mt19937 random(seed_);
   std::shuffle(conversations.begin(), conversations.end(), random);
   const size_t most = std::min(kMaxTokens, static_cast<size_t>(room(limits).tokens));
-  const size_t most_of_prompt = std::min(kMaxPromptTokens, most);
   std::vector<BenchRequest> requests;
   size_t num_too_long = 0, num_total = 0;
   for (const Conversation& conversation : conversations) {
@@ -205,7 +204,7 @@ StatusOr<std::vector<BenchRequest>> BenchDataset::sharegpt_requests(const BenchL
                              tokenizer->encode(conversation.prompt, {.add_special_tokens = true}));
     ONEPASS_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, tokenizer->encode(conversation.answer, {}));
     if (prompt.size() < kMinTokens || answer.size() < kMinTokens) continue;
-    if (prompt.size() > most_of_prompt || prompt.size() + answer.size() > most) {
+    if (prompt.size() > kMaxPromptTokens || prompt.size() + answer.size() > most) {
       ++num_too_long;
       continue;
     }
@@ -217,8 +216,9 @@ StatusOr<std::vector<BenchRequest>> BenchDataset::sharegpt_requests(const BenchL
     requests.push_back({.prompt = std::move(prompt), .output_len = static_cast<int>(answer.size())});
   }
   if (num_too_long > 0) {
-    std::fprintf(stderr, "%s: %zu conversations left out: a prompt of more than %zu tokens or more than %zu in all\n",
-                 path_.c_str(), num_too_long, most_of_prompt, most);
+    const std::string in_prompt = str_cat("more than ", kMaxPromptTokens, " tokens in the prompt or ");
+    std::fprintf(stderr, "%s: conversations left out: %zu of %smore than %zu tokens\n", path_.c_str(), num_too_long,
+                 most > kMaxPromptTokens ? in_prompt.c_str() : "", most);
   }
   if (requests.empty()) return invalid_argument(path_, ": no conversation of a fitting length");
   return requests;
