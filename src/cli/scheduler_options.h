@@ -13,6 +13,7 @@ namespace onepass {
 // --max-running-requests, --kv-tokens, --schedule-policy, ...
 class SchedulerCliOptions {
  public:
+  // REQUIRES: EngineOptions have been added before, whose --chunk-size means the budget of a step here.
   void add_to(CLI::App& app);
   // Sizes the runner for the requests that run at the same time.
   void apply(ModelRunnerOptions& options) const;
