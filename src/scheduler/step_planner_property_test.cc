@@ -147,7 +147,7 @@ std::string describe(uint32_t seed, const Config& config) {
 
 TEST(StepPlannerPropertyTest, NoPageIsLostAndNoTextMixed) {
   int num_effective = 0;
-  for (uint32_t seed = 1; seed <= 150; ++seed) {
+  for (uint32_t seed = 1; seed <= 100; ++seed) {
     const auto [config, operations] = make_scenario(seed);
     const Outcome outcome = run(config, operations);
     num_effective += outcome.num_effective;
@@ -155,7 +155,7 @@ TEST(StepPlannerPropertyTest, NoPageIsLostAndNoTextMixed) {
     const std::vector<Operation> fewest = shrink(config, operations);
     std::string script;
     for (const Operation& operation : fewest) script += "\n  " + to_string(operation);
-    FAIL() << *outcome.failure << "\n"
+    FAIL() << outcome.failure.value_or("") << "\n"
            << describe(seed, config) << "; fails with " << run(config, fewest).failure.value_or("") << " after"
            << script;
   }
