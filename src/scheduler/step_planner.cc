@@ -52,9 +52,8 @@ StepPlan StepPlanner::plan() {
   plan_decodes(plan, budget);
   continue_prefills(plan, budget);
   // Who has just lost its pages must not get them back in the same breath.
-  const auto [first_left, reason] =
-      has_retracted_ ? std::pair{size_t{0}, WaitReason::kRetraction} : admit(plan, budget);
-  for (size_t i = first_left; i < waiting_.size(); ++i) waiting_[i]->wait_reason = reason;
+  const auto [first_left, reason] = has_retracted_ ? std::pair{size_t{0}, WaitReason::kPages} : admit(plan, budget);
+  for (size_t i = first_left; i < waiting_.size(); ++i) set_wait_reason(waiting_[i], reason);
   for (const StepPlan::Item& item : plan.items) item.request->is_planned = false;
   for (const StepPlan::Fork& fork : plan.forks) fork.request->is_planned = false;
   return plan;
@@ -145,6 +144,7 @@ Request* StepPlanner::retract_after(const Request& request) {
   victim->slot = -1;
   victim->num_computed = 0;
   victim->state = Request::State::kWaiting;
+  victim->wait_reason = WaitReason::kRetraction;
   ++victim->num_retractions;
   waiting_.push_back(victim);
   has_retracted_ = true;
@@ -190,8 +190,14 @@ bool StepPlanner::fits(const Request& request) const {
 void StepPlanner::start_running(Request* request, int slot) {
   request->slot = slot;
   request->state = Request::State::kRunning;
+  request->wait_reason = WaitReason::kNone;
   running_.insert(std::upper_bound(running_.begin(), running_.end(), request, precedes), request);
   if (listener_) listener_(PlanEvent::kAdmitted, *request);
+}
+
+void StepPlanner::set_wait_reason(Request* request, WaitReason reason) {
+  // What keeps a victim waiting is that it lost its pages, until it runs again.
+  if (request->wait_reason != WaitReason::kRetraction) request->wait_reason = reason;
 }
 
 std::pair<size_t, WaitReason> StepPlanner::admit(StepPlan& plan, int& budget) {
@@ -207,7 +213,7 @@ std::pair<size_t, WaitReason> StepPlanner::admit(StepPlan& plan, int& budget) {
     const bool must_wait =
         leader_is_on_its_way || should_wait(*request, cache_.cached_tokens(request->tokens, request->salt));
     if (must_wait || request->num_in_flight > 0) {
-      request->wait_reason = must_wait ? WaitReason::kPrefix : WaitReason::kStep;
+      set_wait_reason(request, must_wait ? WaitReason::kPrefix : WaitReason::kStep);
       ++i;
       continue;
     }

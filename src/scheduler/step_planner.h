@@ -104,6 +104,8 @@ class StepPlanner {
   // Whether all of the request's tokens, and one more page for each that runs, would find room now.
   bool fits(const Request& request) const;
   void start_running(Request* request, int slot);
+  // Why `request` was not admitted in this plan; a retracted one keeps that as its reason.
+  static void set_wait_reason(Request* request, WaitReason reason);
 
   const StepPlannerOptions options_;
   KvCacheManager& cache_;

@@ -10,6 +10,10 @@ namespace {
 
 constexpr int kEngine = 1, kRequests = 2;  // "processes" of the trace: groups of lanes
 
+// Steps that a new reason to wait must last to be shown: a token budget that one prompt has used up, say, would cut
+// every lane of the queue in two.
+constexpr int kSteadySteps = 4;
+
 }  // namespace
 
 StatusOr<std::unique_ptr<Trace>> Trace::create(const std::string& path) {
@@ -52,11 +56,31 @@ void Trace::arrived(const Request& request) {
   waits_[request.id] = {.since = micros(Clock::now())};
 }
 
+void Trace::update_wait(const Request& request, Wait& wait, double now) {
+  const WaitReason reason = request.wait_reason;
+  if (wait.reason == WaitReason::kStep) wait.reason = reason;  // the first that is known
+  if (reason == wait.reason) {
+    wait.next_steps = 0;
+    return;
+  }
+  if (reason != wait.next || wait.next_steps == 0) {
+    wait.next = reason;
+    wait.next_since = now;
+    wait.next_steps = 0;
+  }
+  if (++wait.next_steps < kSteadySteps) return;
+  write_wait(request, wait, wait.next_since);
+  wait = {.since = wait.next_since, .reason = reason};
+}
+
+void Trace::write_wait(const Request& request, const Wait& wait, double end) {
+  event(str_cat("waits for ", to_string(wait.reason)), 'X', kRequests, request.id, wait.since,
+        absl::StrFormat(",\"dur\":%.1f,\"cname\":\"terrible\"", end - wait.since));
+}
+
 void Trace::end_wait(const Request& request, double now) {
   const auto wait = waits_.find(request.id);
-  if (wait == waits_.end()) return;
-  event(str_cat("waits for ", to_string(wait->second.reason)), 'X', kRequests, request.id, wait->second.since,
-        absl::StrFormat(",\"dur\":%.1f,\"cname\":\"terrible\"", now - wait->second.since));
+  if (wait != waits_.end()) write_wait(request, wait->second, now);
 }
 
 void Trace::admitted(const Request& request) {
@@ -107,11 +131,7 @@ void Trace::step(const StepPlan& plan, Clock::time_point begin, Clock::time_poin
   }
   for (const Request* request : planner.waiting()) {
     const auto wait = waits_.find(request->id);
-    if (wait == waits_.end() || wait->second.reason == request->wait_reason) continue;
-    // The reason is known once the step has been planned without the request: it counts from there on.
-    if (wait->second.reason != WaitReason::kStep) end_wait(*request, from);
-    if (wait->second.reason != WaitReason::kStep) wait->second.since = from;
-    wait->second.reason = request->wait_reason;
+    if (wait != waits_.end()) update_wait(*request, wait->second, from);
   }
 }
 

@@ -47,12 +47,18 @@ class Trace {
   double micros(Clock::time_point time) const;
   // One event: "name", phase, lane, time, and more fields (", \"dur\":1").
   void event(std::string_view name, char phase, int process, uint64_t lane, double time, const std::string& more = {});
-  void end_wait(const Request& request, double now);
-
   struct Wait {
     double since = 0.0;
     WaitReason reason = WaitReason::kStep;
+    // The planner's reason since `next_since`, for `next_steps` steps: it counts once it proves steady.
+    WaitReason next = WaitReason::kStep;
+    double next_since = 0.0;
+    int next_steps = 0;
   };
+  // After a step that was planned without the request.
+  void update_wait(const Request& request, Wait& wait, double now);
+  void write_wait(const Request& request, const Wait& wait, double end);
+  void end_wait(const Request& request, double now);
 
   std::FILE* file_;
   const std::string path_;
