@@ -1,4 +1,8 @@
 // generate --prompts and bench throughput as a user meets them.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -93,9 +97,9 @@ TEST_F(BatchCommandTest, ABadLineFailsByItself) {
   const std::map<int, json> lines = answers();
   ASSERT_EQ(lines.size(), 15u);
   const std::map<int, std::string> expected = {{2, "unknown key: temprature"},
-                                               {3, "not JSON: not json"},
+                                               {3, "line: expected JSON, found parse error at line 1"},
                                                {5, "max_new_tokens: expected at least 1, found 0"},
-                                               {6, "prompt: expected a text, found 5"},
+                                               {6, "prompt: expected a text or token ids, found 5"},
                                                {7, "prompt: expected text, found none"},
                                                {8, "expected either \"prompt\" or \"messages\", found neither"},
                                                {9, "line: expected an object, found [1]"},
@@ -141,6 +145,152 @@ TEST_F(BatchCommandTest, AnInterruptedRunGoesOn) {
   result = run(command());
   EXPECT_EQ(result.exit_status, 1);
   EXPECT_EQ(read_file(output()), "my notes\n");
+}
+
+TEST_F(BatchCommandTest, AFileThatIsNotOurOutputIsLeftAlone) {
+  const std::string prompt = R"({"prompt":"ROMEO:","max_tokens":2})";
+  write_file(prompts(), prompt);
+  const auto refuses = [&](const std::string& arguments, const std::string& message) {
+    const CommandResult result = run("generate --model " + model_ + " --prompts " + prompts() + " " + arguments);
+    EXPECT_EQ(result.exit_status, 1) << arguments;
+    EXPECT_NE(result.err.find(message), std::string::npos) << arguments << ": " << result.err;
+    EXPECT_EQ(read_file(prompts()), prompt) << arguments;
+  };
+  // One file for two purposes, by any name.
+  refuses("--output " + prompts(), "--output: expected another file than that of --prompts");
+  refuses("--trace " + prompts(), "--trace: expected another file than that of --prompts");
+  std::filesystem::create_hard_link(prompts(), dir_ / "link.jsonl");
+  refuses("--output " + (dir_ / "link.jsonl").string(), "--output: expected another file than that of --prompts");
+  refuses("--output " + output() + " --trace " + (dir_ / "." / "output.jsonl").string(),
+          "--trace: expected another file than that of --output");
+  EXPECT_FALSE(std::filesystem::exists(output()));
+  // Another file's last line, whole or not.
+  for (const std::string notes : {"my precious notes", "{\"prompt\":\"A\"}", "{\"line\":\"a poem\"}", "my notes\n",
+                                  "{\"line\":1}\n", "{\"line\":1,\"input_hash\":\"xyz\"}"}) {
+    write_file(output(), notes);
+    refuses("--output " + output(), "expected an answer of an earlier run");
+    EXPECT_EQ(read_file(output()), notes);
+  }
+}
+
+TEST_F(BatchCommandTest, AnUnfinishedAnswerIsCutOffWhereverItEnds) {
+  write_prompts(2);
+  ASSERT_EQ(run(command()).exit_status, 0);
+  const std::string whole = read_file(output());
+  const size_t second = whole.find('\n') + 1;
+  for (const size_t kept : {1, 7, 9, 15, 26, 40, 100}) {
+    write_file(output(), whole.substr(0, second + kept));
+    const CommandResult result = run(command());
+    EXPECT_EQ(result.exit_status, 0) << kept << ": " << result.err;
+    EXPECT_EQ(answers().size(), 2u) << kept;
+  }
+}
+
+TEST_F(BatchCommandTest, LinesThatAskForTooMuchFailByThemselves) {
+  const std::string deep(200000, '[');
+  write_file(prompts(), "{\"prompt\":" + deep + "\n{\"prompt\":\"A\",\"id\":" + deep + std::string(200000, ']') +
+                            "}\n{\"prompt\":\"A\",\"n\":2147483647}\n{\"prompt\":\"A\",\"best_of\":2147483647}\n"
+                            "{\"prompt\":\"ROMEO:\",\"max_tokens\":2}\n");
+  const CommandResult result = run(command());
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("4 of 5 lines failed"), std::string::npos) << result.err;
+  const std::map<int, json> lines = answers();
+  ASSERT_EQ(lines.size(), 5u);
+  for (const int number : {1, 2}) {
+    EXPECT_EQ(lines.at(number).at("error").get<std::string>(),
+              "line: expected JSON nested at most 64 deep, found 200001");
+  }
+  EXPECT_EQ(lines.at(3).at("error").get<std::string>(), "n: expected 1 to 128, found 2147483647");
+  EXPECT_EQ(lines.at(4).at("error").get<std::string>(), "best_of: expected n (1) to 128, found 2147483647");
+  EXPECT_EQ(lines.at(5).at("choices").size(), 1u);
+}
+
+TEST_F(BatchCommandTest, EarlierFailuresCountAndChangedInputIsRefused) {
+  const std::string good = "{\"prompt\":\"ROMEO:\",\"max_tokens\":2}\n";
+  write_file(prompts(), good + "{\"prompt\":5}\n");
+  EXPECT_EQ(run(command()).exit_status, 1);
+  CommandResult result = run(command());
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("every line is done already"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("1 lines failed earlier"), std::string::npos) << result.err;
+  // More lines may come.
+  write_file(prompts(), good + "{\"prompt\":5}\n" + good + "{}\n");
+  result = run(command());
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("1 of 2 lines failed, 1 lines failed earlier"), std::string::npos) << result.err;
+  EXPECT_EQ(answers().size(), 4u);
+  // Other or fewer ones may not.
+  const std::string before = read_file(output());
+  for (const std::string& changed : {"{\"prompt\":\"JULIET:\"}\n{\"prompt\":5}\n" + good + "{}\n", good}) {
+    write_file(prompts(), changed);
+    result = run(command());
+    EXPECT_EQ(result.exit_status, 1);
+    EXPECT_NE(result.err.find("give another --output"), std::string::npos) << result.err;
+    EXPECT_EQ(read_file(output()), before);
+  }
+}
+
+TEST_F(BatchCommandTest, OneRunAtATimeWritesToAFile) {
+  write_prompts(2);
+  const int fd = ::open(output().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(::flock(fd, LOCK_EX), 0);
+  const CommandResult result = run(command());
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("another run writes to"), std::string::npos) << result.err;
+  EXPECT_EQ(read_file(output()), "");
+  ::close(fd);
+  EXPECT_EQ(run(command()).exit_status, 0);
+  EXPECT_EQ(answers().size(), 2u);
+}
+
+TEST_F(BatchCommandTest, LinesMayBeWrittenAsForVllm) {
+  write_file(prompts(),
+             R"({"prompt":[1,2,3],"max_tokens":4,"top_k":-1,"stop":null,"seed":null,"temperature":0,"n":null})"
+             "\n"
+             R"({"prompt_token_ids":[1,2,3],"prompt":null,"max_tokens":4,"top_k":0,"temperature":0,"logprobs":0})"
+             "\n"
+             R"({"prompt":[1,1000000]})"
+             "\n"
+             R"({"prompt":[]})"
+             "\n"
+             R"({"prompt":["a"]})"
+             "\n"
+             R"({"prompt":"a","prompt_token_ids":[1]})"
+             "\n"
+             R"({"prompt":"a","top_k":-2})"
+             "\n"
+             R"({"prompt":"a","nonsense":null})");
+  const CommandResult result = run(command() + " --logprobs 2");
+  EXPECT_EQ(result.exit_status, 1);
+  const std::map<int, json> lines = answers();
+  ASSERT_EQ(lines.size(), 8u);
+  const json& first = lines.at(1).at("choices").at(0);
+  const json& second = lines.at(2).at("choices").at(0);
+  EXPECT_EQ(first.at("token_ids"), second.at("token_ids"));
+  EXPECT_EQ(lines.at(1).at("usage").at("prompt_tokens").get<int>(), 3);
+  EXPECT_EQ(first.at("logprobs").at(0).at("top_logprobs").size(), 2u);
+  for (int number = 3; number <= 8; ++number) EXPECT_TRUE(lines.at(number).contains("error")) << number;
+  for (const char* line : {"Throughput: ", " requests/s, ", " total tokens/s, ", " output tokens/s\n",
+                           "Total num prompt tokens:  6\n", "Total num output tokens:  8\n"}) {
+    EXPECT_NE(result.err.find(line), std::string::npos) << line << result.err;
+  }
+}
+
+TEST_F(BatchCommandTest, PromptsComeFromAPipeAndAnswersGoToADevice) {
+  const std::string line = "{\"prompt\":\"ROMEO:\",\"max_tokens\":2}\n";
+  CommandResult result = run("generate --model " + model_ + " --prompts /dev/stdin", line);
+  EXPECT_EQ(result.exit_status, 0) << result.err;
+  EXPECT_EQ(json::parse(result.out).at("line").get<int>(), 1);
+  write_file(prompts(), line);
+  const std::string fifo = (dir_ / "fifo").string();
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  result = run("--version; cat " + prompts() + " >" + fifo + " & " ONEPASS_BINARY " generate --model " + model_ +
+               " --quiet --prompts " + fifo + " --output " + output());
+  EXPECT_EQ(answers().size(), 1u) << result.err;
+  result = run("generate --model " + model_ + " --prompts " + prompts() + " --output /dev/full");
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_NE(result.err.find("/dev/full: cannot write"), std::string::npos) << result.err;
 }
 
 TEST_F(BatchCommandTest, CtrlCKeepsWhatIsDone) {

@@ -1,4 +1,4 @@
-// onepass generate: one prompt, one answer.
+// onepass generate: the answer to one prompt, or with --prompts those to a file of them.
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -122,16 +122,21 @@ void add_generate_command(CLI::App& app, Action& action) {
       ->needs(prompts);
   options->scheduling.add_to(*command);
   options->sampling.add_to(*command);
-  command->get_option("--logprobs")->needs(json);
+  auto* logprobs = command->get_option("--logprobs");
+  logprobs->description(
+      "log-probabilities of the chosen token and of the N likeliest (shown with --json and --prompts)");
   for (const char* name : {"--max-running-requests", "--kv-tokens", "--kv-memory-fraction", "--schedule-policy",
                            "--disable-prefix-cache", "--overlap", "--trace"}) {
     command->get_option(name)->needs(prompts);
   }
-  command->callback([options, &action] {
+  command->callback([options, logprobs, &action] {
     options->engine.check();
     options->sampling.check();
     if (options->prompts.empty() && options->prompt_file.empty() && options->prompt.empty()) {
       refuse_usage(invalid_argument("--prompt: expected text, found none"));
+    }
+    if (logprobs->count() > 0 && !options->json && options->prompts.empty()) {
+      refuse_usage(invalid_argument("--logprobs requires --json or --prompts"));
     }
     action = [options] { return run(*options); };
   });

@@ -3,7 +3,8 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
-#include <map>
+
+#include "base/json.h"
 
 namespace onepass {
 namespace {
@@ -68,6 +69,13 @@ Status read_stop(const json& value, std::vector<std::string>& out) {
   return ok_status();
 }
 
+// vLLM's "all tokens" is -1.
+Status read_top_k(const json& value, int& out) {
+  ONEPASS_RETURN_IF_ERROR(read("top_k", value, out));
+  if (out == -1) out = 0;
+  return ok_status();
+}
+
 Status read_logit_bias(const json& value, std::vector<std::pair<int32_t, float>>& out) {
   if (!value.is_object()) return wrong_type("logit_bias", "an object of token ids", value);
   out.clear();
@@ -84,14 +92,14 @@ Status read_logit_bias(const json& value, std::vector<std::pair<int32_t, float>>
   return ok_status();
 }
 
-// null: no such key.
+// A value that is refused leaves the request as it is.
 Status read_option(const std::string& key, const json& value, GenerateRequest& request, bool& is_known) {
   SamplingParams& s = request.sampling;
   is_known = true;
   if (key == "max_tokens" || key == "max_new_tokens") return read(key, value, s.max_new_tokens);
   if (key == "min_tokens" || key == "min_new_tokens") return read(key, value, s.min_new_tokens);
   if (key == "temperature") return read(key, value, s.temperature);
-  if (key == "top_k") return read(key, value, s.top_k);
+  if (key == "top_k") return read_top_k(value, s.top_k);
   if (key == "top_p") return read(key, value, s.top_p);
   if (key == "min_p") return read(key, value, s.min_p);
   if (key == "repetition_penalty") return read(key, value, s.repetition_penalty);
@@ -116,38 +124,41 @@ Status read_option(const std::string& key, const json& value, GenerateRequest& r
 }  // namespace
 
 StatusOr<PromptLine> parse_prompt_line(std::string_view line, const TextModel& model, const SamplingParams& defaults) {
-  const json value = json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) return invalid_argument("not JSON: ", printable(line, 60));
+  ONEPASS_ASSIGN_OR_RETURN(const json value, parse_json("line", line));
   if (!value.is_object()) return wrong_type("line", "an object", value);
   PromptLine result;
   result.request.sampling = defaults;
-  const json* prompt = nullptr;
-  const json* messages = nullptr;
+  std::string input_key;
+  const json* input = nullptr;
   for (const auto& [key, item] : value.items()) {
     if (key == "id") {
       result.id = item;
-    } else if (key == "prompt") {
-      prompt = &item;
-    } else if (key == "messages") {
-      messages = &item;
+    } else if (key == "prompt" || key == "prompt_token_ids" || key == "messages") {
+      if (item.is_null()) continue;
+      if (input != nullptr) {
+        return invalid_argument("expected either \"prompt\" or \"messages\", found \"", input_key, "\" and \"", key,
+                                "\"");
+      }
+      input_key = key;
+      input = &item;
     } else {
       bool is_known = false;
-      ONEPASS_RETURN_IF_ERROR(read_option(key, item, result.request, is_known));
+      const Status status = read_option(key, item, result.request, is_known);
       if (!is_known) return invalid_argument("unknown key: ", printable(key, 60));
+      if (!item.is_null()) ONEPASS_RETURN_IF_ERROR(status);  // null leaves the option out
     }
   }
-  if ((prompt != nullptr) == (messages != nullptr)) {
-    return invalid_argument("expected either \"prompt\" or \"messages\", found ",
-                            prompt != nullptr ? "both" : "neither");
-  }
-  if (prompt != nullptr) {
-    std::string text;
-    ONEPASS_RETURN_IF_ERROR(read("prompt", *prompt, text));
+  if (input == nullptr) return invalid_argument("expected either \"prompt\" or \"messages\", found neither");
+  if (input_key == "messages") {
+    if (!input->is_array() || input->empty()) return wrong_type("messages", "a list of messages", *input);
+    ONEPASS_ASSIGN_OR_RETURN(result.request.prompt, model.encode_chat(*input));
+  } else if (input->is_array() || input_key == "prompt_token_ids") {
+    ONEPASS_RETURN_IF_ERROR(read(input_key, *input, result.request.prompt));
+  } else {
+    if (!input->is_string()) return wrong_type("prompt", "a text or token ids", *input);
+    const auto& text = input->get_ref<const std::string&>();
     if (text.empty()) return invalid_argument("prompt: expected text, found none");
     ONEPASS_ASSIGN_OR_RETURN(result.request.prompt, model.encode(text));
-  } else {
-    if (!messages->is_array() || messages->empty()) return wrong_type("messages", "a list of messages", *messages);
-    ONEPASS_ASSIGN_OR_RETURN(result.request.prompt, model.encode_chat(*messages));
   }
   return result;
 }
