@@ -293,6 +293,17 @@ TEST_F(BatchCommandTest, PromptsComeFromAPipeAndAnswersGoToADevice) {
   EXPECT_NE(result.err.find("/dev/full: cannot write"), std::string::npos) << result.err;
 }
 
+TEST_F(BatchCommandTest, AnswersOfEqualLinesDiffer) {
+  const std::string line = "{\"prompt\": \"ROMEO:\", \"max_tokens\": 16, \"temperature\": 1.0, \"n\": 4}\n";
+  write_file(prompts(), line + line + line);
+  ASSERT_EQ(run(command() + " --seed 1").exit_status, 0);
+  std::set<std::string> texts;
+  for (const auto& [number, answer] : answers()) {
+    for (const json& choice : answer.at("choices")) texts.insert(choice.at("text").get<std::string>());
+  }
+  EXPECT_EQ(texts.size(), 12u);
+}
+
 TEST_F(BatchCommandTest, CtrlCKeepsWhatIsDone) {
   // The signal comes once some answers are there, however slow this machine is; 600 lines, two at a time, leave no
   // doubt that some are not.

@@ -177,7 +177,8 @@ class BatchRun {
  private:
   void submit(const TextLine& line) {
     SamplingParams defaults = options_.defaults;
-    defaults.seed += static_cast<uint64_t>(line.number);
+    // Seeds of its own for every answer of every line; answer i takes seed + i.
+    defaults.seed += static_cast<uint64_t>(line.number) * kMaxAnswers;
     auto parsed = parse_prompt_line(line.text, model_, defaults);
     if (!parsed.ok()) return fail(line, nullptr, parsed.status());
     // Before there is room for n answers.
