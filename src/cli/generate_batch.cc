@@ -158,8 +158,8 @@ class BatchRun {
     const size_t num_finished_before = before.lines.size();
     size_t next = 0;
     while (num_ended_ < lines.size()) {
-      for (; next < lines.size() && next - num_ended_ < kMaxSubmitted && !interrupted.load(); ++next)
-        submit(lines[next]);
+      const auto takes_more = [&] { return !interrupted.load() && scheduler_.health().ok(); };
+      for (; next < lines.size() && next - num_ended_ < kMaxSubmitted && takes_more(); ++next) submit(lines[next]);
       ONEPASS_RETURN_IF_ERROR(write_finished());
       if (shows_progress_) print_progress(num_finished_before, lines.size());
       if (interrupted.load()) break;
@@ -223,7 +223,7 @@ class BatchRun {
       const auto failed = std::find_if(pending->results.begin(), pending->results.end(),
                                        [](const GenerateResult& result) { return !result.status.ok(); });
       if (failed != pending->results.end()) {
-        fail(pending->line, pending->id, failed->status);
+        if (scheduler_.health().ok()) fail(pending->line, pending->id, failed->status);
         continue;
       }
       ++num_ended_;
@@ -231,6 +231,8 @@ class BatchRun {
       for (const GenerateResult& result : pending->results) num_tokens_ += result.stats.generated_tokens;
       ONEPASS_RETURN_IF_ERROR(write(pending->line, to_json(*pending, model_.tokenizer())));
     }
+    // That the engine failed says nothing of the lines: they stay undone, and the same command computes them later.
+    ONEPASS_RETURN_IF_ERROR(scheduler_.health());
     for (const auto& [line, failure] : std::exchange(failures_, {})) ONEPASS_RETURN_IF_ERROR(write(line, failure));
     return ok_status();
   }
