@@ -7,7 +7,7 @@ namespace onepass {
 namespace {
 
 constexpr std::array<const CudaAttentionKernel*, 1> kKernels = {
-    &kPortableAttention,
+    &kNaiveAttention,
 };
 
 }  // namespace
