@@ -46,10 +46,7 @@ class DecodeWarp {
         item_(item),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
-        shared_(shared_address(shared) + warp_ * Tile::kWarpBytes),
-        page_table_(item.page_table(p)),
-        keys_base_(item.keys_base(p)),
-        values_base_(item.values_base(p)) {}
+        shared_(shared_address(shared) + warp_ * Tile::kWarpBytes) {}
 
   __device__ void load_queries() {
     const int g = lane_ / 4, t = lane_ % 4;
@@ -85,11 +82,11 @@ class DecodeWarp {
     visible_[1] = item_.visible(p_, min(lane_ / 4 + 8, item_.rows - 1));
 
     RowPlace place;  // of the block to be loaded next
-    place.find(p_, page_table_, first + lane_ % 16, keys);
+    place.find(p_, item_.page_table, first + lane_ % 16, keys);
 #pragma unroll
     for (int s = 0; s < Tile::kStages; ++s) {
       const RowPlace now = place;
-      place.find(p_, page_table_, first + (s + 1) * kBlockKeys + lane_ % 16, keys);
+      place.find(p_, item_.page_table, first + (s + 1) * kBlockKeys + lane_ % 16, keys);
       if (s < blocks) load_keys(s, now);
       cp_async_commit();
       if (s < blocks) load_values(s, now);
@@ -100,7 +97,7 @@ class DecodeWarp {
       const int key = first + i * kBlockKeys;
       const RowPlace now = place;
       const bool more = i + Tile::kStages < blocks;
-      if (more) place.find(p_, page_table_, key + (Tile::kStages + 1) * kBlockKeys + lane_ % 16, keys);
+      if (more) place.find(p_, item_.page_table, key + (Tile::kStages + 1) * kBlockKeys + lane_ % 16, keys);
 
       wait();
       multiply_keys(stage);
@@ -150,11 +147,11 @@ class DecodeWarp {
   }
 
   __device__ void load_keys(int stage, const RowPlace& place) {
-    load_16_rows<kDim>(shared_ + stage * Tile::kStageBytes, keys_base_, place.offset(p_.k_page_stride, p_.k_row_stride),
+    load_16_rows<kDim>(shared_ + stage * Tile::kStageBytes, item_.k, place.offset(p_.k_page_stride, p_.k_row_stride),
                        lane_);
   }
   __device__ void load_values(int stage, const RowPlace& place) {
-    load_16_rows<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, values_base_,
+    load_16_rows<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, item_.v,
                         place.offset(p_.v_page_stride, p_.v_row_stride), lane_);
   }
 
@@ -242,9 +239,6 @@ class DecodeWarp {
   const int lane_;
   const int warp_;
   const uint32_t shared_;
-  const int32_t* const page_table_;
-  const char* const keys_base_;
-  const char* const values_base_;
   KeyRange visible_[2];  // of rows lane / 4 and lane / 4 + 8
   uint32_t q_[kDim / 16][4];
   float scores_[2][4];

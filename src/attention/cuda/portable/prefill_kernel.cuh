@@ -11,6 +11,12 @@
 
 namespace onepass::portable {
 
+// Keys that some of a warp's rows see, and that all of them see.
+struct Sight {
+  KeyRange some;
+  KeyRange all;
+};
+
 template <int kDim, int kDimV>
 struct PrefillTile {
   static constexpr int kRowTiles = kDimV <= 128 ? 2 : 1;  // of 16 rows, for each warp
@@ -23,7 +29,10 @@ struct PrefillTile {
   static constexpr int kStages = kQueryBytes + 2 * (kKeyBytes + kValueBytes) <= 98304 ? 2 : 1;
   static constexpr int kTileBytes = kQueryBytes + kStages * (kKeyBytes + kValueBytes);
   static_assert(kTileBytes <= 98304);
+  // Here rather than in registers, of which the loop leaves none.
   struct Control {
+    WorkItem item;
+    Sight sight[kWarps];
     int next;
     int last;
   };
@@ -43,7 +52,7 @@ class PrefillWarp {
   static constexpr float kMaxGrowth = 8.0f;
 
  public:
-  __device__ PrefillWarp(const KernelParams& p, const WorkItem& item, char* shared)
+  __device__ PrefillWarp(const KernelParams& p, const WorkItem& item, Sight& sight, char* shared)
       : p_(p),
         item_(item),
         lane_(threadIdx.x % 32),
@@ -51,9 +60,7 @@ class PrefillWarp {
         queries_(shared_address(shared) + warp_ * Tile::kWarpRows * KeyRows::kStride),
         keys_(shared_address(shared) + Tile::kQueryBytes),
         values_(keys_ + Tile::kStages * Tile::kKeyBytes),
-        page_table_(item.page_table(p)),
-        keys_base_(item.keys_base(p)),
-        values_base_(item.values_base(p)) {}
+        sight_(sight) {}
 
   __device__ void attend(const ScoreScale& scale) {
 #pragma unroll
@@ -68,31 +75,33 @@ class PrefillWarp {
     const int first = keys.begin / kBlockKeys * kBlockKeys;
     int key = (keys.end - 1) / kBlockKeys * kBlockKeys;  // of the block at work
 
-    // What the warp's rows see, and what each of them sees.
     const int first_row = min(warp_ * Tile::kWarpRows, item_.rows - 1);
     const int last_row = min(first_row + Tile::kWarpRows, item_.rows) - 1;
     const KeyRange of_first = item_.visible(p_, first_row), of_last = item_.visible(p_, last_row);
-    const KeyRange some_see{max(keys.begin, of_first.begin), min(keys.end, of_last.end)};
-    const KeyRange all_see{max(keys.begin, of_last.begin), min(keys.end, of_first.end)};
-    const auto block_matters = [&] { return key < some_see.end && key + kBlockKeys > some_see.begin; };
-    const auto block_is_cut = [&] { return key < all_see.begin || key + kBlockKeys > all_see.end; };
+    if (lane_ == 0) {
+      sight_ = {.some = {max(keys.begin, of_first.begin), min(keys.end, of_last.end)},
+                .all = {max(keys.begin, of_last.begin), min(keys.end, of_first.end)}};
+    }
+    __syncwarp();
+    const auto block_matters = [&] { return key < sight_.some.end && key + kBlockKeys > sight_.some.begin; };
+    const auto block_is_cut = [&] { return key < sight_.all.begin || key + kBlockKeys > sight_.all.end; };
 
     RowPlace place;  // of the block to be loaded next
     const int own_row = 16 * warp_ + lane_ % 16;
-    place.find(p_, page_table_, key + own_row, keys);
+    place.find(p_, item_.page_table, key + own_row, keys);
     load_queries();
     load_keys(0, place);
     if constexpr (Tile::kStages == 2) {
       load_values(0, place);
       cp_async_commit();
-      place.find(p_, page_table_, key - kBlockKeys + own_row, keys);
+      place.find(p_, item_.page_table, key - kBlockKeys + own_row, keys);
       for (int stage = 0; key >= first; key -= kBlockKeys, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this block's rows are there, and all are done with those of the block before
         if (key > first) {
           load_keys(stage ^ 1, place);
           load_values(stage ^ 1, place);
-          place.find(p_, page_table_, key - 2 * kBlockKeys + own_row, keys);
+          place.find(p_, item_.page_table, key - 2 * kBlockKeys + own_row, keys);
         }
         cp_async_commit();
         if (!block_matters()) continue;
@@ -109,7 +118,7 @@ class PrefillWarp {
         __syncthreads();
         load_values(0, place);
         cp_async_commit();
-        place.find(p_, page_table_, key - kBlockKeys + own_row, keys);
+        place.find(p_, item_.page_table, key - kBlockKeys + own_row, keys);
         if (block_matters()) {
           multiply_keys(0);
           if (scale.transformed) transform(scale);
@@ -188,11 +197,11 @@ class PrefillWarp {
   }
 
   __device__ void load_keys(int stage, const RowPlace& place) {
-    load_16_rows<kDim>(keys_ + stage * Tile::kKeyBytes + 16 * warp_ * KeyRows::kStride, keys_base_,
+    load_16_rows<kDim>(keys_ + stage * Tile::kKeyBytes + 16 * warp_ * KeyRows::kStride, item_.k,
                        place.offset(p_.k_page_stride, p_.k_row_stride), lane_);
   }
   __device__ void load_values(int stage, const RowPlace& place) {
-    load_16_rows<kDimV>(values_ + stage * Tile::kValueBytes + 16 * warp_ * ValueRows::kStride, values_base_,
+    load_16_rows<kDimV>(values_ + stage * Tile::kValueBytes + 16 * warp_ * ValueRows::kStride, item_.v,
                         place.offset(p_.v_page_stride, p_.v_row_stride), lane_);
   }
 
@@ -358,9 +367,7 @@ class PrefillWarp {
   const uint32_t queries_;  // the warp's own rows
   const uint32_t keys_;
   const uint32_t values_;
-  const int32_t* const page_table_;
-  const char* const keys_base_;
-  const char* const values_base_;
+  Sight& sight_;
   float scores_[kRowTiles][kScoreTiles][4];
   float out_[kRowTiles][kOutTiles][4];
   float max_[kRowTiles][2];  // of q.k, before the scale; what the weights are relative to
@@ -375,9 +382,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) prefill_kernel(const _
   const Tickets tickets(p);
   for (int number = blockIdx.x; number < tickets.count(); number = control.next) {
     const int next = tickets.take();
-    const WorkItem item(p, number);
+    if (threadIdx.x == 0) control.item = WorkItem(p, number);
+    __syncthreads();
+    const WorkItem& item = control.item;
     const ScoreScale scale(p, item.request, item.head_kv);
-    PrefillWarp<T, kDim, kDimV> warp(p, item, shared);
+    PrefillWarp<T, kDim, kDimV> warp(p, item, control.sight[threadIdx.x / 32], shared);
     warp.attend(scale);
     const float v_scale = p.v_descale != nullptr ? p.v_descale[item.request * p.num_heads_kv + item.head_kv] : 1.0f;
     warp.store(scale, v_scale, shared);

@@ -15,8 +15,11 @@ struct WorkItem {
   int seqlen_k = 0;
   KeyRange keys;
   int parts = 1;
-  int slot = 0;        // of this part's result
-  int first_slot = 0;  // of the tile's first part; those between are num_heads_kv apart
+  int slot = 0;                         // of this part's result
+  int first_slot = 0;                   // of the tile's first part; those between are num_heads_kv apart
+  const int32_t* page_table = nullptr;  // the request's row of it; null: contiguous
+  const char* k = nullptr;              // the head's keys: of page 0, or of the request's first row
+  const char* v = nullptr;
 
   // Items are numbered request by request, and within one KV head by KV head: blocks that run at the same time share
   // keys in the L2 cache, and every head ends with its shortest tile.
@@ -36,27 +39,15 @@ struct WorkItem {
     seqlen_k = p.cache_seqlens[request];
     first_position = seqlen_k - seqlen_q;
     rows = min(p.tile_rows, seqlen_q * static_cast<int>(p.group.divisor) - first_row);
+    const int64_t first_key = p.page_table != nullptr ? 0 : p.cu_seqlens_k[request];
+    if (p.page_table != nullptr) page_table = p.page_table + request * p.page_table_stride;
+    k = static_cast<const char*>(p.k) + 2 * (first_key * p.k_row_stride + head_kv * p.k_head_stride);
+    v = static_cast<const char*>(p.v) + 2 * (first_key * p.v_row_stride + head_kv * p.v_head_stride);
   }
 
   // Keys that row r of the tile sees.
   __device__ KeyRange visible(const KernelParams& p, int row) const {
     return visible_keys(p, first_position + divide(first_row + row, p.group), seqlen_k);
-  }
-
-  __device__ const int32_t* page_table(const KernelParams& p) const {
-    return p.page_table != nullptr ? p.page_table + request * p.page_table_stride : nullptr;
-  }
-  __device__ const char* keys_base(const KernelParams& p) const {
-    return base(p, p.k, p.k_row_stride, p.k_head_stride);
-  }
-  __device__ const char* values_base(const KernelParams& p) const {
-    return base(p, p.v, p.v_row_stride, p.v_head_stride);
-  }
-
- private:
-  __device__ const char* base(const KernelParams& p, const void* rows_, int64_t row_stride, int64_t head_stride) const {
-    const int64_t first = p.page_table != nullptr ? 0 : p.cu_seqlens_k[request] * row_stride;
-    return static_cast<const char*>(rows_) + 2 * (first + head_kv * head_stride);
   }
 };
 
@@ -79,7 +70,9 @@ struct PackedRow {
 class Tickets {
  public:
   __device__ explicit Tickets(const KernelParams& p)
-      : header_(p.header), count_(p.header->num_units * p.num_heads_kv), counted_(count_ > gridDim.x) {}
+      : header_(p.header),
+        count_(p.header->num_units * p.num_heads_kv),
+        counted_(count_ > static_cast<int>(gridDim.x)) {}
 
   __device__ int count() const { return count_; }
 
