@@ -1,5 +1,5 @@
 // What a CUDA graph has captured stays right when lengths and pages change beneath it.
-#include "attention/cuda/attention_cuda_test_fixture.h"
+#include "attention/cuda/testing/kernel_test.h"
 
 namespace onepass {
 namespace {

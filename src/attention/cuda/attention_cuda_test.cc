@@ -1,5 +1,5 @@
 // Every kernel against the float64 reference, on random problems that it takes.
-#include "attention/cuda/attention_cuda_test_fixture.h"
+#include "attention/cuda/testing/kernel_test.h"
 
 namespace onepass {
 namespace {
