@@ -7,8 +7,8 @@
 //   3. The units (a tile, or a part of one) are written request by request, the longest (last) tile of each first.
 #include <cuda_runtime.h>
 
-#include "attention/cuda/portable/device_math.cuh"
 #include "attention/cuda/portable/launch.h"
+#include "attention/cuda/portable/masks.cuh"
 
 namespace onepass::portable {
 namespace {

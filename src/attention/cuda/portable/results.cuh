@@ -1,7 +1,7 @@
 // Where results go: to the output, or as a part to scratch memory, from where the last thread block of a tile merges.
 #pragma once
 
-#include "attention/cuda/portable/merge_fold.cuh"
+#include "attention/cuda/merge_fold.cuh"
 #include "attention/cuda/portable/mma.cuh"
 #include "attention/cuda/portable/work_item.cuh"
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "attention/cuda/portable/device_math.cuh"
+#include "attention/cuda/portable/masks.cuh"
 
 namespace onepass::portable {
 

@@ -1,7 +1,7 @@
 // From the number of a work item to rows, keys and places; and the ticket counter that hands the numbers out.
 #pragma once
 
-#include "attention/cuda/portable/device_math.cuh"
+#include "attention/cuda/portable/masks.cuh"
 
 namespace onepass::portable {
 

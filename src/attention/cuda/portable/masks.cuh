@@ -3,24 +3,15 @@
 
 #include <cstdint>
 
+#include "attention/cuda/exp2.cuh"
 #include "attention/cuda/portable/kernel_params.h"
 
 namespace onepass::portable {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-inline constexpr float kLn2 = 0.6931471805599453f;
 inline constexpr unsigned kFullWarp = 0xffffffffu;
-
-__device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
 
 __device__ inline int divide(int n, const FastDivide& d) {
   return static_cast<int>((__umulhi(d.multiplier, static_cast<uint32_t>(n)) + static_cast<uint32_t>(n)) >> d.shift);
-}
-
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // Keys [begin, end) that a query row at `position` sees; empty when end <= begin. Both ends grow with the position, so

@@ -4,9 +4,9 @@
 // empty part changes no bit; so with a fixed split size it does not matter who computed what.
 #pragma once
 
-#include "attention/cuda/portable/device_math.cuh"
+#include "attention/cuda/exp2.cuh"
 
-namespace onepass::portable {
+namespace onepass {
 
 // sum(out * exp(lse - max)) is kept by the caller; sum(exp(lse - max)) here.
 struct Fold {
@@ -32,7 +32,7 @@ struct Fold {
   __device__ float finish(const float* sinks, int head) {
     if (sum == 0.0f) return 0.0f;
     const float keep = sinks != nullptr ? add(sinks[head]).keep : 1.0f;
-    return __fdividef(keep, sum);
+    return __fdiv_rn(keep, sum);
   }
   __device__ float lse() const { return sum == 0.0f ? minus_infinity() : max + logf(sum); }
 };
@@ -44,4 +44,4 @@ __device__ inline void fold(float4& into, const float4& part, const Fold::Weight
   into.w = __fmaf_rn(part.w, w.add, __fmul_rn(into.w, w.keep));
 }
 
-}  // namespace onepass::portable
+}  // namespace onepass
