@@ -126,6 +126,7 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         .num_heads_kv = p.num_heads_kv,
         .group = portable::fast_divide(p.num_heads / p.num_heads_kv),
         .page_size = portable::fast_divide(p.page_table != nullptr ? p.page_size : 0x7fffffff),
+        .rows_together = (p.page_table == nullptr || p.page_size % 16 == 0) && p.split_size % 16 == 0,
         .cu_seqlens_q = p.cu_seqlens_q,
         .cache_seqlens = p.cache_seqlens,
         .cu_seqlens_k = p.cu_seqlens_k,

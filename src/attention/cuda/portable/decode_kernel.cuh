@@ -6,7 +6,7 @@
 #pragma once
 
 #include "attention/cuda/portable/results.cuh"
-#include "attention/cuda/portable/shared_rows.cuh"
+#include "attention/cuda/portable/row_loader.cuh"
 
 namespace onepass::portable {
 
@@ -37,8 +37,8 @@ struct DecodeTile {
 template <typename T, int kDim, int kDimV>
 class DecodeWarp {
   using Tile = DecodeTile<kDim, kDimV>;
-  using KeyRows = SharedRows<kDim>;
-  using ValueRows = SharedRows<kDimV>;
+  using RowsK = SharedRows<kDim>;
+  using RowsV = SharedRows<kDimV>;
 
  public:
   __device__ DecodeWarp(const KernelParams& p, const WorkItem& item, char* shared)
@@ -81,28 +81,28 @@ class DecodeWarp {
     visible_[0] = item_.visible(p_, min(lane_ / 4, item_.rows - 1));
     visible_[1] = item_.visible(p_, min(lane_ / 4 + 8, item_.rows - 1));
 
-    RowPlace place;  // of the block to be loaded next
-    place.find(p_, item_.page_table, first + lane_ % 16, keys);
+    KeyRows rows;  // of the block to be loaded next
+    rows.find(p_, item_.page_table, first, keys, lane_);
 #pragma unroll
     for (int s = 0; s < Tile::kStages; ++s) {
-      const RowPlace now = place;
-      place.find(p_, item_.page_table, first + (s + 1) * kBlockKeys + lane_ % 16, keys);
-      if (s < blocks) load_keys(s, now);
+      const KeyRows now = rows;
+      rows.find(p_, item_.page_table, first + (s + 1) * kBlockKeys, keys, lane_);
+      if (s < blocks) load_keys(s, now, keys);
       cp_async_commit();
-      if (s < blocks) load_values(s, now);
+      if (s < blocks) load_values(s, now, keys);
       cp_async_commit();
     }
     int stage = 0;
     for (int i = 0; i < blocks; ++i) {
       const int key = first + i * kBlockKeys;
-      const RowPlace now = place;
+      const KeyRows now = rows;
       const bool more = i + Tile::kStages < blocks;
-      if (more) place.find(p_, item_.page_table, key + (Tile::kStages + 1) * kBlockKeys + lane_ % 16, keys);
+      if (more) rows.find(p_, item_.page_table, key + (Tile::kStages + 1) * kBlockKeys, keys, lane_);
 
       wait();
       multiply_keys(stage);
       __syncwarp();
-      if (more) load_keys(stage, now);
+      if (more) load_keys(stage, now, keys);
       cp_async_commit();
       if (scale.transformed) transform(scale);
       if (key < all_see.begin || key + 16 > all_see.end) mask(key, keys);
@@ -110,7 +110,7 @@ class DecodeWarp {
       wait();
       multiply_values(stage);
       __syncwarp();
-      if (more) load_values(stage, now);
+      if (more) load_values(stage, now, keys);
       cp_async_commit();
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
     }
@@ -146,25 +146,24 @@ class DecodeWarp {
     __syncwarp();
   }
 
-  __device__ void load_keys(int stage, const RowPlace& place) {
-    load_16_rows<kDim>(shared_ + stage * Tile::kStageBytes, item_.k, place.offset(p_.k_page_stride, p_.k_row_stride),
-                       lane_);
+  __device__ void load_keys(int stage, const KeyRows& rows, const KeyRange& keys) {
+    rows.load<kDim>(shared_ + stage * Tile::kStageBytes, item_.k, p_.k_page_stride, p_.k_row_stride, p_, keys, lane_);
   }
-  __device__ void load_values(int stage, const RowPlace& place) {
-    load_16_rows<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, item_.v,
-                        place.offset(p_.v_page_stride, p_.v_row_stride), lane_);
+  __device__ void load_values(int stage, const KeyRows& rows, const KeyRange& keys) {
+    rows.load<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, item_.v, p_.v_page_stride, p_.v_row_stride,
+                     p_, keys, lane_);
   }
 
   // scores = Q K^T of the 16 keys, in two halves of 8.
   __device__ void multiply_keys(int stage) {
     const int row = (lane_ & 7) + ((lane_ >> 4) << 3);
-    const uint32_t address = shared_ + stage * Tile::kStageBytes + KeyRows::offset(row, (lane_ >> 3) & 1);
+    const uint32_t address = shared_ + stage * Tile::kStageBytes + RowsK::offset(row, (lane_ >> 3) & 1);
 #pragma unroll
     for (int n = 0; n < 2; ++n) scores_[n][0] = scores_[n][1] = scores_[n][2] = scores_[n][3] = 0.0f;
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
-      load_matrices(b, KeyRows::piece_pair(address, k));
+      load_matrices(b, RowsK::piece_pair(address, k));
       mma_m16n8k16<T>(scores_[0], q_[k], b[0], b[1]);
       mma_m16n8k16<T>(scores_[1], q_[k], b[2], b[3]);
     }
@@ -222,13 +221,13 @@ class DecodeWarp {
   // out += P V.
   __device__ void multiply_values(int stage) {
     const int row = lane_ & 15;
-    const uint32_t address = shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes + ValueRows::offset(row, lane_ >> 4);
+    const uint32_t address = shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes + RowsV::offset(row, lane_ >> 4);
     const uint32_t weights[4] = {pack<T>(scores_[0][0], scores_[0][1]), pack<T>(scores_[0][2], scores_[0][3]),
                                  pack<T>(scores_[1][0], scores_[1][1]), pack<T>(scores_[1][2], scores_[1][3])};
 #pragma unroll
     for (int n = 0; n < kDimV / 16; ++n) {
       uint32_t b[4];
-      load_matrices_transposed(b, ValueRows::piece_pair(address, n));
+      load_matrices_transposed(b, RowsV::piece_pair(address, n));
       mma_m16n8k16<T>(out_[2 * n], weights, b[0], b[1]);
       mma_m16n8k16<T>(out_[2 * n + 1], weights, b[2], b[3]);
     }

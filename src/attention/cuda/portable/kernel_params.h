@@ -64,8 +64,9 @@ struct KernelParams {
   int batch = 0;
   int total_q = 0;
   int num_heads_kv = 0;
-  FastDivide group;      // query heads of one KV head
-  FastDivide page_size;  // of contiguous requests: 2^31 - 1, one page
+  FastDivide group;            // query heads of one KV head
+  FastDivide page_size;        // of contiguous requests: 2^31 - 1, one page
+  bool rows_together = false;  // 16 keys from a multiple of 16 on, counted from any split's first, lie in one page
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cache_seqlens = nullptr;
   const int32_t* cu_seqlens_k = nullptr;

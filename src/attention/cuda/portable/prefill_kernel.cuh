@@ -7,7 +7,7 @@
 #pragma once
 
 #include "attention/cuda/portable/results.cuh"
-#include "attention/cuda/portable/shared_rows.cuh"
+#include "attention/cuda/portable/row_loader.cuh"
 
 namespace onepass::portable {
 
@@ -42,8 +42,8 @@ struct PrefillTile {
 template <typename T, int kDim, int kDimV>
 class PrefillWarp {
   using Tile = PrefillTile<kDim, kDimV>;
-  using KeyRows = SharedRows<kDim>;
-  using ValueRows = SharedRows<kDimV>;
+  using RowsK = SharedRows<kDim>;
+  using RowsV = SharedRows<kDimV>;
   static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kScoreTiles = kBlockKeys / 8;
   static constexpr int kOutTiles = kDimV / 8;
@@ -57,7 +57,7 @@ class PrefillWarp {
         item_(item),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
-        queries_(shared_address(shared) + warp_ * Tile::kWarpRows * KeyRows::kStride),
+        queries_(shared_address(shared) + warp_ * Tile::kWarpRows * RowsK::kStride),
         keys_(shared_address(shared) + Tile::kQueryBytes),
         values_(keys_ + Tile::kStages * Tile::kKeyBytes),
         sight_(sight) {}
@@ -86,22 +86,22 @@ class PrefillWarp {
     const auto block_matters = [&] { return key < sight_.some.end && key + kBlockKeys > sight_.some.begin; };
     const auto block_is_cut = [&] { return key < sight_.all.begin || key + kBlockKeys > sight_.all.end; };
 
-    RowPlace place;  // of the block to be loaded next
-    const int own_row = 16 * warp_ + lane_ % 16;
-    place.find(p_, item_.page_table, key + own_row, keys);
+    KeyRows rows;  // of the block to be loaded next
+    const int own = 16 * warp_;
+    rows.find(p_, item_.page_table, key + own, keys, lane_);
     load_queries();
-    load_keys(0, place);
+    load_keys(0, rows);
     if constexpr (Tile::kStages == 2) {
-      load_values(0, place);
+      load_values(0, rows);
       cp_async_commit();
-      place.find(p_, item_.page_table, key - kBlockKeys + own_row, keys);
+      rows.find(p_, item_.page_table, key - kBlockKeys + own, keys, lane_);
       for (int stage = 0; key >= first; key -= kBlockKeys, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this block's rows are there, and all are done with those of the block before
         if (key > first) {
-          load_keys(stage ^ 1, place);
-          load_values(stage ^ 1, place);
-          place.find(p_, item_.page_table, key - 2 * kBlockKeys + own_row, keys);
+          load_keys(stage ^ 1, rows);
+          load_values(stage ^ 1, rows);
+          rows.find(p_, item_.page_table, key - 2 * kBlockKeys + own, keys, lane_);
         }
         cp_async_commit();
         if (!block_matters()) continue;
@@ -116,9 +116,9 @@ class PrefillWarp {
       for (; key >= first; key -= kBlockKeys) {
         cp_async_wait<0>();
         __syncthreads();
-        load_values(0, place);
+        load_values(0, rows);
         cp_async_commit();
-        place.find(p_, item_.page_table, key - kBlockKeys + own_row, keys);
+        rows.find(p_, item_.page_table, key - kBlockKeys + own, keys, lane_);
         if (block_matters()) {
           multiply_keys(0);
           if (scale.transformed) transform(scale);
@@ -127,7 +127,7 @@ class PrefillWarp {
         }
         cp_async_wait<0>();
         __syncthreads();
-        if (key > first) load_keys(0, place);
+        if (key > first) load_keys(0, rows);
         cp_async_commit();
         if (block_matters()) multiply_values(0);
       }
@@ -172,8 +172,8 @@ class PrefillWarp {
           if (destination != nullptr) {
             *reinterpret_cast<float2*>(destination + 8 * n) = {first, second};
           } else {
-            *reinterpret_cast<uint32_t*>(shared + warp_ * Tile::kWarpRows * KeyRows::kStride +
-                                         KeyRows::offset(warp_row, n) + 4 * t) = pack<T>(first, second);
+            *reinterpret_cast<uint32_t*>(shared + warp_ * Tile::kWarpRows * RowsK::kStride +
+                                         RowsK::offset(warp_row, n) + 4 * t) = pack<T>(first, second);
           }
         }
       }
@@ -184,7 +184,7 @@ class PrefillWarp {
  private:
   // Rows that don't exist are zeros.
   __device__ void load_queries() {
-    constexpr int kPieces = KeyRows::kPieces;
+    constexpr int kPieces = RowsK::kPieces;
 #pragma unroll 4
     for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
       const int warp_row = i / kPieces, piece = i % kPieces;
@@ -192,24 +192,24 @@ class PrefillWarp {
       const bool real = r < item_.rows;
       const PackedRow row(p_, item_, real ? r : 0);
       const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
-      cp_async_16(queries_ + KeyRows::offset(warp_row, piece), q + 8 * piece, real);
+      cp_async_16_or_zeros(queries_ + RowsK::offset(warp_row, piece), q + 8 * piece, real);
     }
   }
 
-  __device__ void load_keys(int stage, const RowPlace& place) {
-    load_16_rows<kDim>(keys_ + stage * Tile::kKeyBytes + 16 * warp_ * KeyRows::kStride, item_.k,
-                       place.offset(p_.k_page_stride, p_.k_row_stride), lane_);
+  __device__ void load_keys(int stage, const KeyRows& rows) {
+    rows.load<kDim>(keys_ + stage * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, item_.k, p_.k_page_stride,
+                    p_.k_row_stride, p_, item_.keys, lane_);
   }
-  __device__ void load_values(int stage, const RowPlace& place) {
-    load_16_rows<kDimV>(values_ + stage * Tile::kValueBytes + 16 * warp_ * ValueRows::kStride, item_.v,
-                        place.offset(p_.v_page_stride, p_.v_row_stride), lane_);
+  __device__ void load_values(int stage, const KeyRows& rows) {
+    rows.load<kDimV>(values_ + stage * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, item_.v, p_.v_page_stride,
+                     p_.v_row_stride, p_, item_.keys, lane_);
   }
 
   // scores = Q K^T.
   __device__ void multiply_keys(int stage) {
-    const uint32_t query_address = queries_ + KeyRows::offset(lane_ & 15, lane_ >> 4);
+    const uint32_t query_address = queries_ + RowsK::offset(lane_ & 15, lane_ >> 4);
     const uint32_t key_address =
-        keys_ + stage * Tile::kKeyBytes + KeyRows::offset((lane_ & 7) + ((lane_ >> 4) << 3), (lane_ >> 3) & 1);
+        keys_ + stage * Tile::kKeyBytes + RowsK::offset((lane_ & 7) + ((lane_ >> 4) << 3), (lane_ >> 3) & 1);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -222,12 +222,12 @@ class PrefillWarp {
       uint32_t a[kRowTiles][4];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        load_matrices(a[m], KeyRows::piece_pair(query_address, k) + 16 * m * KeyRows::kStride);
+        load_matrices(a[m], RowsK::piece_pair(query_address, k) + 16 * m * RowsK::kStride);
       }
 #pragma unroll
       for (int n = 0; n < kScoreTiles / 2; ++n) {
         uint32_t b[4];
-        load_matrices(b, KeyRows::piece_pair(key_address, k) + 16 * n * KeyRows::kStride);
+        load_matrices(b, RowsK::piece_pair(key_address, k) + 16 * n * RowsK::kStride);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           mma_m16n8k16<T>(scores_[m][2 * n], a[m], b[0], b[1]);
@@ -319,7 +319,7 @@ class PrefillWarp {
 
   // out += P V.
   __device__ void multiply_values(int stage) {
-    const uint32_t address = values_ + stage * Tile::kValueBytes + ValueRows::offset(lane_ & 15, lane_ >> 4);
+    const uint32_t address = values_ + stage * Tile::kValueBytes + RowsV::offset(lane_ & 15, lane_ >> 4);
 #pragma unroll
     for (int k = 0; k < kBlockKeys / 16; ++k) {
       uint32_t a[kRowTiles][4];
@@ -334,7 +334,7 @@ class PrefillWarp {
 #pragma unroll
       for (int n = 0; n < kOutTiles / 2; ++n) {
         uint32_t b[4];
-        load_matrices_transposed(b, ValueRows::piece_pair(address, n) + 16 * k * ValueRows::kStride);
+        load_matrices_transposed(b, RowsV::piece_pair(address, n) + 16 * k * RowsV::kStride);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           mma_m16n8k16<T>(out_[m][2 * n], a[m], b[0], b[1]);
@@ -356,7 +356,7 @@ class PrefillWarp {
       const PackedRow row(p_, item_, r);
       T* const out = static_cast<T*>(p_.out) + row.token * p_.out_row_stride + row.head * p_.out_head_stride;
       *reinterpret_cast<uint4*>(out + 8 * piece) = *reinterpret_cast<const uint4*>(
-          shared + warp_ * Tile::kWarpRows * KeyRows::kStride + KeyRows::offset(warp_row, piece));
+          shared + warp_ * Tile::kWarpRows * RowsK::kStride + RowsK::offset(warp_row, piece));
     }
   }
 
