@@ -148,6 +148,7 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   const int64_t group = p.num_heads / p.num_heads_kv;
   to.tile_rows = layout.decode ? layout.set->decode_rows : layout.set->prefill_rows;
   to.slots = portable::kBlocksPerSm * gpu.multiprocessors;
+  to.l2_keys = static_cast<int>(gpu.l2_cache_bytes / 2 / (2 * (p.head_dim + p.head_dim_v)));
   // Parts: of decode 4 items for each thread block, of prefill, whose results are larger, 2.
   to.max_part_units =
       p.num_splits == 1 && p.split_size == 0 ? 0 : std::max(1, (layout.decode ? 4 : 2) * to.slots / p.num_heads_kv);

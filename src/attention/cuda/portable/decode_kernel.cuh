@@ -67,7 +67,7 @@ class DecodeWarp {
 
   // Attends to `keys`, which lie in one split. The split begins at key `origin`: blocks are counted from there, so that
   // their edges do not depend on what else is in the tile.
-  __device__ void attend(const KeyRange& keys, int origin, const ScoreScale& scale) {
+  __device__ void attend(const KeyRange& keys, int origin) {
     const int first = origin + (keys.begin - origin) / kBlockKeys * kBlockKeys + 16 * warp_;
     const int blocks = keys.end > keys.begin ? (keys.end - first + 16 * warp_ + kBlockKeys - 1) / kBlockKeys : 0;
     max_[0] = max_[1] = minus_infinity();
@@ -104,9 +104,9 @@ class DecodeWarp {
       __syncwarp();
       if (more) load_keys(stage, now, keys);
       cp_async_commit();
-      if (scale.transformed) transform(scale);
+      if (item_.scale.transformed) transform(item_.scale);
       if (key < all_see.begin || key + 16 > all_see.end) mask(key, keys);
-      softmax(scale.scale);
+      softmax(item_.scale.scale);
       wait();
       multiply_values(stage);
       __syncwarp();
@@ -118,7 +118,7 @@ class DecodeWarp {
 
   // Leaves the output in the warp's shared memory, where its stages were, [16, kDimV] floats, and the rows' maxima and
   // sums in `control`.
-  __device__ void publish(char* shared, typename Tile::Control& control, float scale) {
+  __device__ void publish(char* shared, typename Tile::Control& control) {
     const int g = lane_ / 4, t = lane_ % 4;
     float* const out = reinterpret_cast<float*>(shared + warp_ * Tile::kWarpBytes);
 #pragma unroll
@@ -128,7 +128,7 @@ class DecodeWarp {
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       const int row = g + 8 * half;
       if (t == 0) {
-        control.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * scale;
+        control.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * item_.scale.scale;
         control.sum[warp_][row] = sum;
       }
       if (row >= item_.rows) continue;
@@ -279,8 +279,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
   for (int number = blockIdx.x; number < tickets.count(); number = control.next) {
     const int next = tickets.take();
     const WorkItem item(p, number);
-    const ScoreScale scale(p, item.request, item.head_kv);
-    const float v_scale = p.v_descale != nullptr ? p.v_descale[item.request * p.num_heads_kv + item.head_kv] : 1.0f;
     DecodeWarp<T, kDim, kDimV> warp(p, item, shared);
     warp.load_queries();
 
@@ -290,14 +288,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
     for (int origin = first_origin; origin < item.keys.end || origin == first_origin;) {
       const int end = item.keys.end - origin > split ? origin + split : item.keys.end;
       const bool first = origin == first_origin, last = end >= item.keys.end;
-      warp.attend({max(item.keys.begin, origin), end}, origin, scale);
+      warp.attend({max(item.keys.begin, origin), end}, origin);
       if (threadIdx.x == 0) control.next = next;
-      warp.publish(shared, control, scale.scale);
+      warp.publish(shared, control);
       __syncthreads();
       for (int i = threadIdx.x; i < item.rows * kDimV / 4; i += kThreads) {
         const int row = i / (kDimV / 4), d = 4 * (i % (kDimV / 4));
         float lse;
-        const float4 out = merge_warps<kDim, kDimV>(shared, control, row, d, v_scale, lse);
+        const float4 out = merge_warps<kDim, kDimV>(shared, control, row, d, item.v_scale, lse);
         if (item.parts > 1) {
           *partial_out<kDimV>(p, item.slot, row, d) = out;
           if (d == 0) *partial_lse(p, item.slot, row) = lse;

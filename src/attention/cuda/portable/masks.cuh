@@ -44,6 +44,7 @@ struct ScoreScale {
   bool capped = false;
   bool transformed = false;
 
+  ScoreScale() = default;
   __device__ ScoreScale(const KernelParams& p, int request, int head_kv) {
     float score_scale = p.softmax_scale;
     const int at = request * p.num_heads_kv + head_kv;

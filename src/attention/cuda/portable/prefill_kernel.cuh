@@ -29,11 +29,12 @@ struct PrefillTile {
   static constexpr int kStages = kQueryBytes + 2 * (kKeyBytes + kValueBytes) <= 98304 ? 2 : 1;
   static constexpr int kTileBytes = kQueryBytes + kStages * (kKeyBytes + kValueBytes);
   static_assert(kTileBytes <= 98304);
-  // Here rather than in registers, of which the loop leaves none.
+  // Here rather than in registers, of which the loop leaves none. Three items: thread 0 prepares the next one when
+  // other warps may still be at the end of the one before.
   struct Control {
-    WorkItem item;
+    WorkItem items[3];
+    int numbers[3];  // of the item after each
     Sight sight[kWarps];
-    int next;
     int last;
   };
   static constexpr int kSharedBytes = kTileBytes + sizeof(Control);
@@ -52,9 +53,8 @@ class PrefillWarp {
   static constexpr float kMaxGrowth = 8.0f;
 
  public:
-  __device__ PrefillWarp(const KernelParams& p, const WorkItem& item, Sight& sight, char* shared)
+  __device__ PrefillWarp(const KernelParams& p, Sight& sight, char* shared)
       : p_(p),
-        item_(item),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         queries_(shared_address(shared) + warp_ * Tile::kWarpRows * RowsK::kStride),
@@ -62,7 +62,23 @@ class PrefillWarp {
         values_(keys_ + Tile::kStages * Tile::kKeyBytes),
         sight_(sight) {}
 
-  __device__ void attend(const ScoreScale& scale) {
+  // Loads an item's last keys, with which its work begins. The keys before them are found for the load after that.
+  __device__ void load_first(const WorkItem& item) {
+    const int key = last_block(item);
+    rows_.find(p_, item.page_table, key + 16 * warp_, item.keys, lane_);
+    if (item.keys.end > item.keys.begin) load_keys(item);
+    if constexpr (Tile::kStages == 2) {
+      if (item.keys.end > item.keys.begin) load_values(item);
+      rows_.find(p_, item.page_table, key - kBlockKeys + 16 * warp_, item.keys, lane_);
+      stage_ ^= 1;
+    }
+    cp_async_commit();
+  }
+
+  // REQUIRES: load_first(item). `load_next` calls load_first() of the next item if there is one; it's called once, when
+  // the stage that takes that item's keys is free.
+  template <typename LoadNext>
+  __device__ void attend(const WorkItem& item, const LoadNext& load_next) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       max_[m][0] = max_[m][1] = minus_infinity();
@@ -70,73 +86,75 @@ class PrefillWarp {
 #pragma unroll
       for (int n = 0; n < kOutTiles; ++n) out_[m][n][0] = out_[m][n][1] = out_[m][n][2] = out_[m][n][3] = 0.0f;
     }
-    const KeyRange keys = item_.keys;
-    if (keys.end <= keys.begin) return;
-    const int first = keys.begin / kBlockKeys * kBlockKeys;
-    int key = (keys.end - 1) / kBlockKeys * kBlockKeys;  // of the block at work
-
-    const int first_row = min(warp_ * Tile::kWarpRows, item_.rows - 1);
-    const int last_row = min(first_row + Tile::kWarpRows, item_.rows) - 1;
-    const KeyRange of_first = item_.visible(p_, first_row), of_last = item_.visible(p_, last_row);
+    const KeyRange keys = item.keys;
+    if (keys.end <= keys.begin) {
+      __syncthreads();
+      load_next();
+      return;
+    }
+    const int first_row = min(warp_ * Tile::kWarpRows, item.rows - 1);
+    const int last_row = min(first_row + Tile::kWarpRows, item.rows) - 1;
+    const KeyRange of_first = item.visible(p_, first_row), of_last = item.visible(p_, last_row);
+    __syncwarp();
     if (lane_ == 0) {
       sight_ = {.some = {max(keys.begin, of_first.begin), min(keys.end, of_last.end)},
                 .all = {max(keys.begin, of_last.begin), min(keys.end, of_first.end)}};
     }
     __syncwarp();
-    const auto block_matters = [&] { return key < sight_.some.end && key + kBlockKeys > sight_.some.begin; };
-    const auto block_is_cut = [&] { return key < sight_.all.begin || key + kBlockKeys > sight_.all.end; };
 
-    KeyRows rows;  // of the block to be loaded next
-    const int own = 16 * warp_;
-    rows.find(p_, item_.page_table, key + own, keys, lane_);
-    load_queries();
-    load_keys(0, rows);
-    if constexpr (Tile::kStages == 2) {
-      load_values(0, rows);
-      cp_async_commit();
-      rows.find(p_, item_.page_table, key - kBlockKeys + own, keys, lane_);
-      for (int stage = 0; key >= first; key -= kBlockKeys, stage ^= 1) {
-        cp_async_wait<0>();
-        __syncthreads();  // this block's rows are there, and all are done with those of the block before
+    for (int key = last_block(item), first = keys.begin / kBlockKeys * kBlockKeys; key >= first; key -= kBlockKeys) {
+      cp_async_wait<0>();
+      __syncthreads();  // the rows of this block are there, and all are done with those of the block before
+      const bool matters = key < sight_.some.end && key + kBlockKeys > sight_.some.begin;
+      if constexpr (Tile::kStages == 2) {
+        const int stage = stage_ ^ 1;
         if (key > first) {
-          load_keys(stage ^ 1, rows);
-          load_values(stage ^ 1, rows);
-          rows.find(p_, item_.page_table, key - 2 * kBlockKeys + own, keys, lane_);
+          load_keys(item);
+          load_values(item);
+          rows_.find(p_, item.page_table, key - 2 * kBlockKeys + 16 * warp_, keys, lane_);
+          stage_ ^= 1;
+          cp_async_commit();
+        } else {
+          load_next();
         }
-        cp_async_commit();
-        if (!block_matters()) continue;
-        multiply_keys(stage);
-        if (scale.transformed) transform(scale);
-        if (block_is_cut()) mask(key);
-        softmax(scale.scale);
+        if (!matters) continue;
+        weigh(item, key, stage);
         multiply_values(stage);
-      }
-    } else {
-      cp_async_commit();
-      for (; key >= first; key -= kBlockKeys) {
+      } else {
+        load_values(item);
+        cp_async_commit();
+        rows_.find(p_, item.page_table, key - kBlockKeys + 16 * warp_, keys, lane_);
+        if (matters) weigh(item, key, 0);
         cp_async_wait<0>();
         __syncthreads();
-        load_values(0, rows);
-        cp_async_commit();
-        rows.find(p_, item_.page_table, key - kBlockKeys + own, keys, lane_);
-        if (block_matters()) {
-          multiply_keys(0);
-          if (scale.transformed) transform(scale);
-          if (block_is_cut()) mask(key);
-          softmax(scale.scale);
+        if (key > first) {
+          load_keys(item);
+          cp_async_commit();
+        } else {
+          load_next();
         }
-        cp_async_wait<0>();
-        __syncthreads();
-        if (key > first) load_keys(0, rows);
-        cp_async_commit();
-        if (block_matters()) multiply_values(0);
+        if (matters) multiply_values(0);
       }
     }
-    cp_async_wait<0>();
+  }
+
+  // Rows that don't exist are zeros.
+  __device__ void load_queries(const WorkItem& item) {
+    constexpr int kPieces = RowsK::kPieces;
+#pragma unroll 4
+    for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
+      const int warp_row = i / kPieces, piece = i % kPieces;
+      const int r = warp_ * Tile::kWarpRows + warp_row;
+      const bool real = r < item.rows;
+      const PackedRow row(p_, item, real ? r : 0);
+      const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
+      cp_async_16_or_zeros(queries_ + RowsK::offset(warp_row, piece), q + 8 * piece, real);
+    }
+    cp_async_commit();
   }
 
   // The results of the warp's rows: to the output, or to the item's slot.
-  __device__ void store(const ScoreScale& scale, float v_scale, char* shared) {
+  __device__ void store(const WorkItem& item, char* shared) {
     const int g = lane_ / 4, t = lane_ % 4;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
@@ -147,16 +165,16 @@ class PrefillWarp {
         sum += __shfl_xor_sync(kFullWarp, sum, 2);
         const int warp_row = 16 * m + 8 * half + g;
         const int r = warp_ * Tile::kWarpRows + warp_row;
-        if (r >= item_.rows) continue;
+        if (r >= item.rows) continue;
         const bool empty = max_[m][half] == minus_infinity();
-        const float lse = empty ? minus_infinity() : max_[m][half] * scale.scale * kLn2 + logf(sum);
-        float factor = empty ? 0.0f : __fdividef(v_scale, sum);
+        const float lse = empty ? minus_infinity() : max_[m][half] * item.scale.scale * kLn2 + logf(sum);
+        float factor = empty ? 0.0f : __fdividef(item.v_scale, sum);
         float* destination = nullptr;
-        if (item_.parts > 1) {
-          destination = reinterpret_cast<float*>(partial_out<kDimV>(p_, item_.slot, r, 2 * t));
-          if (t == 0) *partial_lse(p_, item_.slot, r) = lse;
+        if (item.parts > 1) {
+          destination = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 2 * t));
+          if (t == 0) *partial_lse(p_, item.slot, r) = lse;
         } else {
-          const PackedRow row(p_, item_, r);
+          const PackedRow row(p_, item, r);
           Fold state;
           state.add(lse);
           factor *= state.finish(p_.sinks, row.head);
@@ -178,31 +196,28 @@ class PrefillWarp {
         }
       }
     }
-    if (item_.parts == 1 && !p_.out_float32) store_staged(shared);
+    if (item.parts == 1 && !p_.out_float32) store_staged(item, shared);
   }
 
  private:
-  // Rows that don't exist are zeros.
-  __device__ void load_queries() {
-    constexpr int kPieces = RowsK::kPieces;
-#pragma unroll 4
-    for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
-      const int warp_row = i / kPieces, piece = i % kPieces;
-      const int r = warp_ * Tile::kWarpRows + warp_row;
-      const bool real = r < item_.rows;
-      const PackedRow row(p_, item_, real ? r : 0);
-      const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
-      cp_async_16_or_zeros(queries_ + RowsK::offset(warp_row, piece), q + 8 * piece, real);
-    }
+  __device__ static int last_block(const WorkItem& item) { return (item.keys.end - 1) / kBlockKeys * kBlockKeys; }
+
+  // To stage_, from rows_.
+  __device__ void load_keys(const WorkItem& item) {
+    rows_.load<kDim>(keys_ + stage_ * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, item.k, p_.k_page_stride,
+                     p_.k_row_stride, p_, item.keys, lane_);
+  }
+  __device__ void load_values(const WorkItem& item) {
+    rows_.load<kDimV>(values_ + stage_ * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, item.v, p_.v_page_stride,
+                      p_.v_row_stride, p_, item.keys, lane_);
   }
 
-  __device__ void load_keys(int stage, const KeyRows& rows) {
-    rows.load<kDim>(keys_ + stage * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, item_.k, p_.k_page_stride,
-                    p_.k_row_stride, p_, item_.keys, lane_);
-  }
-  __device__ void load_values(int stage, const KeyRows& rows) {
-    rows.load<kDimV>(values_ + stage * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, item_.v, p_.v_page_stride,
-                     p_.v_row_stride, p_, item_.keys, lane_);
+  // The weights of one block of keys, in place of its scores.
+  __device__ void weigh(const WorkItem& item, int key, int stage) {
+    multiply_keys(stage);
+    if (item.scale.transformed) transform(item.scale);
+    if (key < sight_.all.begin || key + kBlockKeys > sight_.all.end) mask(item, key);
+    softmax(item.scale.scale);
   }
 
   // scores = Q K^T.
@@ -248,15 +263,15 @@ class PrefillWarp {
     }
   }
 
-  __device__ void mask(int key) {
+  __device__ void mask(const WorkItem& item, int key) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
-        const KeyRange row = item_.visible(p_, min(r, item_.rows - 1));
+        const KeyRange row = item.visible(p_, min(r, item.rows - 1));
         const int at = key + 2 * (lane_ % 4);
-        const int begin = max(row.begin, item_.keys.begin) - at, end = min(row.end, item_.keys.end) - at;
+        const int begin = max(row.begin, item.keys.begin) - at, end = min(row.end, item.keys.end) - at;
 #pragma unroll
         for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
@@ -290,14 +305,17 @@ class PrefillWarp {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float shift = max_[m][half] == minus_infinity() ? 0.0f : max_[m][half] * scale;
+        float sum[2] = {};  // two chains of additions
 #pragma unroll
         for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
-          for (int j = 2 * half; j < 2 * half + 2; ++j) {
-            scores_[m][n][j] = exp2_approx(fmaf(scores_[m][n][j], scale, -shift));
-            sum_[m][half] += scores_[m][n][j];
+          for (int j = 0; j < 2; ++j) {
+            float& score = scores_[m][n][2 * half + j];
+            score = exp2_approx(fmaf(score, scale, -shift));
+            sum[j] += score;
           }
         }
+        sum_[m][half] += sum[0] + sum[1];
       }
     }
   }
@@ -345,15 +363,15 @@ class PrefillWarp {
   }
 
   // The rows that store() left where the warp's queries were, 16 bytes a lane.
-  __device__ void store_staged(const char* shared) {
+  __device__ void store_staged(const WorkItem& item, const char* shared) {
     __syncwarp();
     constexpr int kPieces = kDimV / 8;
 #pragma unroll 4
     for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
       const int warp_row = i / kPieces, piece = i % kPieces;
       const int r = warp_ * Tile::kWarpRows + warp_row;
-      if (r >= item_.rows) break;
-      const PackedRow row(p_, item_, r);
+      if (r >= item.rows) break;
+      const PackedRow row(p_, item, r);
       T* const out = static_cast<T*>(p_.out) + row.token * p_.out_row_stride + row.head * p_.out_head_stride;
       *reinterpret_cast<uint4*>(out + 8 * piece) = *reinterpret_cast<const uint4*>(
           shared + warp_ * Tile::kWarpRows * RowsK::kStride + RowsK::offset(warp_row, piece));
@@ -361,13 +379,14 @@ class PrefillWarp {
   }
 
   const KernelParams& p_;
-  const WorkItem& item_;
   const int lane_;
   const int warp_;
   const uint32_t queries_;  // the warp's own rows
   const uint32_t keys_;
   const uint32_t values_;
   Sight& sight_;
+  KeyRows rows_;   // to be loaded next
+  int stage_ = 0;  // to be loaded next
   float scores_[kRowTiles][kScoreTiles][4];
   float out_[kRowTiles][kOutTiles][4];
   float max_[kRowTiles][2];  // of q.k, before the scale; what the weights are relative to
@@ -380,19 +399,28 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) prefill_kernel(const _
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + Tile::kTileBytes);
   const Tickets tickets(p);
-  for (int number = blockIdx.x; number < tickets.count(); number = control.next) {
-    const int next = tickets.take();
-    if (threadIdx.x == 0) control.item = WorkItem(p, number);
-    __syncthreads();
-    const WorkItem& item = control.item;
-    const ScoreScale scale(p, item.request, item.head_kv);
-    PrefillWarp<T, kDim, kDimV> warp(p, item, control.sight[threadIdx.x / 32], shared);
-    warp.attend(scale);
-    const float v_scale = p.v_descale != nullptr ? p.v_descale[item.request * p.num_heads_kv + item.head_kv] : 1.0f;
-    warp.store(scale, v_scale, shared);
+  if (static_cast<int>(blockIdx.x) >= tickets.count()) return tickets.leave();
+  if (threadIdx.x == 0) control.items[0] = WorkItem(p, blockIdx.x);
+  __syncthreads();
+  PrefillWarp<T, kDim, kDimV> warp(p, control.sight[threadIdx.x / 32], shared);
+  warp.load_first(control.items[0]);
+  for (int current = 0;; current = current == 2 ? 0 : current + 1) {
+    const int after = current == 2 ? 0 : current + 1;
+    const WorkItem& item = control.items[current];
+    warp.load_queries(item);
+    // While the first rows are under way. The others look after the next barrier.
+    if (threadIdx.x == 0) {
+      const int next = tickets.take();
+      control.numbers[current] = next;
+      if (next < tickets.count()) control.items[after] = WorkItem(p, next);
+    }
+    warp.attend(item, [&] {
+      if (control.numbers[current] < tickets.count()) warp.load_first(control.items[after]);
+    });
+    warp.store(item, shared);
     if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
-    if (threadIdx.x == 0) control.next = next;
-    __syncthreads();
+    if (control.numbers[current] >= tickets.count()) break;
+    __syncwarp();  // the warp's output has left the place of its queries
   }
   tickets.leave();
 }

@@ -20,14 +20,24 @@ struct WorkItem {
   const int32_t* page_table = nullptr;  // the request's row of it; null: contiguous
   const char* k = nullptr;              // the head's keys: of page 0, or of the request's first row
   const char* v = nullptr;
+  ScoreScale scale;
+  float v_scale = 1.0f;
 
-  // Items are numbered request by request, and within one KV head by KV head: blocks that run at the same time share
-  // keys in the L2 cache, and every head ends with its shortest tile.
+  WorkItem() = default;
+
+  // Items are numbered request by request; within one by groups of KV heads whose keys and values fit the L2 cache
+  // together; within a group unit by unit, so that its longest tiles come first.
   __device__ WorkItem(const KernelParams& p, int number) {
     const WorkUnit any = p.units[number / p.num_heads_kv];
     const int local = number - any.request_first_unit * p.num_heads_kv;
-    head_kv = local / any.request_units;
-    const WorkUnit unit = p.units[any.request_first_unit + local % any.request_units];
+    seqlen_k = p.cache_seqlens[any.request];
+    const int groups = 1 + static_cast<int>(int64_t{p.num_heads_kv} * seqlen_k / p.l2_keys);
+    const int group = (p.num_heads_kv + groups - 1) / groups;
+    const int first_head = local / (group * any.request_units) * group;
+    const int in_group = local - first_head * any.request_units;
+    const int heads = min(group, p.num_heads_kv - first_head);
+    head_kv = first_head + in_group % heads;
+    const WorkUnit unit = p.units[any.request_first_unit + in_group / heads];
     request = unit.request;
     first_row = unit.first_row;
     keys = {unit.key_begin, unit.key_end};
@@ -36,9 +46,10 @@ struct WorkItem {
     slot = first_slot + unit.part * p.num_heads_kv;
     q_begin = p.cu_seqlens_q[request];
     const int seqlen_q = p.cu_seqlens_q[request + 1] - q_begin;
-    seqlen_k = p.cache_seqlens[request];
     first_position = seqlen_k - seqlen_q;
     rows = min(p.tile_rows, seqlen_q * static_cast<int>(p.group.divisor) - first_row);
+    scale = ScoreScale(p, request, head_kv);
+    if (p.v_descale != nullptr) v_scale = p.v_descale[request * p.num_heads_kv + head_kv];
     const int64_t first_key = p.page_table != nullptr ? 0 : p.cu_seqlens_k[request];
     if (p.page_table != nullptr) page_table = p.page_table + request * p.page_table_stride;
     k = static_cast<const char*>(p.k) + 2 * (first_key * p.k_row_stride + head_kv * p.k_head_stride);
