@@ -22,10 +22,15 @@ struct DecodeTile {
   static_assert(kStages >= 1);
   static_assert(kWarpBytes >= kRows * kDimV * 4, "the warp's output takes the place of its stages");
   static_assert(kStageBytes % 256 == 0);
+  // Q's fragments lie in registers, or, where the output takes half of those, in shared memory, the same for all warps.
+  static constexpr bool kSharedQueries = kDim > 192;
   struct Control {
+    uint4 queries[kSharedQueries ? kDim / 16 : 1][32];
     float max[kWarps][kRows];  // logarithms to base 2
     float sum[kWarps][kRows];
-    int next;
+    // As in the prefill kernel.
+    WorkItem items[3];
+    int numbers[3];  // of the item after each
     int last;
   };
   static constexpr int kSharedBytes = kWarps * kWarpBytes + sizeof(Control);
@@ -41,14 +46,16 @@ class DecodeWarp {
   using RowsV = SharedRows<kDimV>;
 
  public:
-  __device__ DecodeWarp(const KernelParams& p, const WorkItem& item, char* shared)
+  __device__ DecodeWarp(const KernelParams& p, const WorkItem& item, char* shared, typename Tile::Control& control)
       : p_(p),
         item_(item),
+        control_(control),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         shared_(shared_address(shared) + warp_ * Tile::kWarpBytes) {}
 
   __device__ void load_queries() {
+    if (Tile::kSharedQueries && warp_ != 0) return;
     const int g = lane_ / 4, t = lane_ % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -59,8 +66,15 @@ class DecodeWarp {
           static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride);
 #pragma unroll
       for (int k = 0; k < kDim / 16; ++k) {
-        q_[k][half] = real ? q[8 * k + t] : 0;
-        q_[k][half + 2] = real ? q[8 * k + t + 4] : 0;
+        const uint32_t near = real ? q[8 * k + t] : 0, far = real ? q[8 * k + t + 4] : 0;
+        if constexpr (Tile::kSharedQueries) {
+          uint32_t* const fragment = &control_.queries[k][lane_].x;
+          fragment[half] = near;
+          fragment[half + 2] = far;
+        } else {
+          q_[k][half] = near;
+          q_[k][half + 2] = far;
+        }
       }
     }
   }
@@ -117,8 +131,8 @@ class DecodeWarp {
   }
 
   // Leaves the output in the warp's shared memory, where its stages were, [16, kDimV] floats, and the rows' maxima and
-  // sums in `control`.
-  __device__ void publish(char* shared, typename Tile::Control& control) {
+  // sums in `control_`.
+  __device__ void publish(char* shared) {
     const int g = lane_ / 4, t = lane_ % 4;
     float* const out = reinterpret_cast<float*>(shared + warp_ * Tile::kWarpBytes);
 #pragma unroll
@@ -128,8 +142,8 @@ class DecodeWarp {
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       const int row = g + 8 * half;
       if (t == 0) {
-        control.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * item_.scale.scale;
-        control.sum[warp_][row] = sum;
+        control_.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * item_.scale.scale;
+        control_.sum[warp_][row] = sum;
       }
       if (row >= item_.rows) continue;
 #pragma unroll
@@ -164,8 +178,15 @@ class DecodeWarp {
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
       load_matrices(b, RowsK::piece_pair(address, k));
-      mma_m16n8k16<T>(scores_[0], q_[k], b[0], b[1]);
-      mma_m16n8k16<T>(scores_[1], q_[k], b[2], b[3]);
+      uint32_t a[4];
+      if constexpr (Tile::kSharedQueries) {
+        *reinterpret_cast<uint4*>(a) = control_.queries[k][lane_];
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) a[j] = q_[k][j];
+      }
+      mma_m16n8k16<T>(scores_[0], a, b[0], b[1]);
+      mma_m16n8k16<T>(scores_[1], a, b[2], b[3]);
     }
   }
 
@@ -235,11 +256,12 @@ class DecodeWarp {
 
   const KernelParams& p_;
   const WorkItem& item_;
+  typename Tile::Control& control_;
   const int lane_;
   const int warp_;
   const uint32_t shared_;
   KeyRange visible_[2];  // of rows lane / 4 and lane / 4 + 8
-  uint32_t q_[kDim / 16][4];
+  uint32_t q_[Tile::kSharedQueries ? 1 : kDim / 16][4];
   float scores_[2][4];
   float out_[kDimV / 8][4];
   float max_[2];  // of q.k, before the scale
@@ -276,11 +298,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + kWarps * Tile::kWarpBytes);
   const Tickets tickets(p);
-  for (int number = blockIdx.x; number < tickets.count(); number = control.next) {
+  if (static_cast<int>(blockIdx.x) >= tickets.count()) return tickets.leave();
+  if (threadIdx.x == 0) control.items[0] = WorkItem(p, blockIdx.x);
+  __syncthreads();
+  for (int current = 0;; current = current == 2 ? 0 : current + 1) {
+    const int after = current == 2 ? 0 : current + 1;
     const int next = tickets.take();
-    const WorkItem item(p, number);
-    DecodeWarp<T, kDim, kDimV> warp(p, item, shared);
+    const WorkItem& item = control.items[current];
+    DecodeWarp<T, kDim, kDimV> warp(p, item, shared, control);
     warp.load_queries();
+    if constexpr (Tile::kSharedQueries) __syncthreads();
 
     // With a fixed split size the keys are cut at its multiples, whoever computes the pieces.
     const int split = p.split_size > 0 ? p.split_size : max(item.keys.end, 1);
@@ -289,8 +316,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
       const int end = item.keys.end - origin > split ? origin + split : item.keys.end;
       const bool first = origin == first_origin, last = end >= item.keys.end;
       warp.attend({max(item.keys.begin, origin), end}, origin);
-      if (threadIdx.x == 0) control.next = next;
-      warp.publish(shared, control);
+      if (first && threadIdx.x == 0) {
+        control.numbers[current] = next;
+        if (next < tickets.count()) control.items[after] = WorkItem(p, next);
+      }
+      warp.publish(shared);
       __syncthreads();
       for (int i = threadIdx.x; i < item.rows * kDimV / 4; i += kThreads) {
         const int row = i / (kDimV / 4), d = 4 * (i % (kDimV / 4));
@@ -323,6 +353,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
       origin = end;
     }
     if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
+    if (control.numbers[current] >= tickets.count()) break;
   }
   tickets.leave();
 }
