@@ -100,6 +100,9 @@ struct Layout {
   const KernelSet* set = nullptr;
 };
 
+// Beyond any position (2^30 keys of the smallest head take 256 GB), so that sums of positions stay within 32 bits.
+constexpr int kUnlimited = 1 << 30;
+
 Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   Layout layout;
   layout.set = kernel_set(p);
@@ -135,9 +138,9 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         .softmax_scale = p.softmax_scale,
         .softcap = p.softcap,
         .causal = p.causal,
-        .window_left = p.window_left,
-        .window_right = p.window_right,
-        .attention_chunk = p.attention_chunk,
+        .window_left = std::min(p.window_left, kUnlimited),
+        .window_right = std::min(p.window_right, kUnlimited),
+        .attention_chunk = std::min(p.attention_chunk, kUnlimited),
         .sinks = p.sinks,
         .q_descale = p.q_descale,
         .k_descale = p.k_descale,
@@ -163,9 +166,10 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   };
   take(to.header, 1);
   take(to.arrivals, parts);
-  take(to.units, units);
+  take(to.items, units * p.num_heads_kv);
   take(to.tile_begin, p.batch + 1);
   take(to.tile_units, tiles + 1);
+  take(to.tile_parts, tiles);
   take(to.partial_lse, parts * to.tile_rows);
   take(to.partial_out, parts * to.tile_rows * p.head_dim_v);
   take(to.fold_state, p.split_size > 0 ? int64_t{to.slots} * layout.set->fold_floats : 0);

@@ -31,6 +31,7 @@ struct DecodeTile {
     // As in the prefill kernel.
     WorkItem items[3];
     int numbers[3];  // of the item after each
+    int count;       // of all items
     int last;
   };
   static constexpr int kSharedBytes = kWarps * kWarpBytes + sizeof(Control);
@@ -49,6 +50,8 @@ class DecodeWarp {
   __device__ DecodeWarp(const KernelParams& p, const WorkItem& item, char* shared, typename Tile::Control& control)
       : p_(p),
         item_(item),
+        memory_(p, item),
+        scale_(p, item.request, item.head_kv),
         control_(control),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
@@ -90,17 +93,17 @@ class DecodeWarp {
     for (int n = 0; n < kDimV / 8; ++n) out_[n][0] = out_[n][1] = out_[n][2] = out_[n][3] = 0.0f;
     if (blocks == 0) return;
 
-    const KeyRange first_row = item_.visible(p_, 0), last_row = item_.visible(p_, item_.rows - 1);
+    const KeyRange first_row = visible_keys(p_, item_, 0), last_row = visible_keys(p_, item_, item_.rows - 1);
     const KeyRange all_see{max(keys.begin, last_row.begin), min(keys.end, first_row.end)};
-    visible_[0] = item_.visible(p_, min(lane_ / 4, item_.rows - 1));
-    visible_[1] = item_.visible(p_, min(lane_ / 4 + 8, item_.rows - 1));
+    visible_[0] = visible_keys(p_, item_, min(lane_ / 4, item_.rows - 1));
+    visible_[1] = visible_keys(p_, item_, min(lane_ / 4 + 8, item_.rows - 1));
 
     KeyRows rows;  // of the block to be loaded next
-    rows.find(p_, item_.page_table, first, keys, lane_);
+    rows.find(p_, memory_.page_table, first, keys, lane_);
 #pragma unroll
     for (int s = 0; s < Tile::kStages; ++s) {
       const KeyRows now = rows;
-      rows.find(p_, item_.page_table, first + (s + 1) * kBlockKeys, keys, lane_);
+      rows.find(p_, memory_.page_table, first + (s + 1) * kBlockKeys, keys, lane_);
       if (s < blocks) load_keys(s, now, keys);
       cp_async_commit();
       if (s < blocks) load_values(s, now, keys);
@@ -111,16 +114,16 @@ class DecodeWarp {
       const int key = first + i * kBlockKeys;
       const KeyRows now = rows;
       const bool more = i + Tile::kStages < blocks;
-      if (more) rows.find(p_, item_.page_table, key + (Tile::kStages + 1) * kBlockKeys, keys, lane_);
+      if (more) rows.find(p_, memory_.page_table, key + (Tile::kStages + 1) * kBlockKeys, keys, lane_);
 
       wait();
       multiply_keys(stage);
       __syncwarp();
       if (more) load_keys(stage, now, keys);
       cp_async_commit();
-      if (item_.scale.transformed) transform(item_.scale);
+      if (scale_.transformed) transform(scale_);
       if (key < all_see.begin || key + 16 > all_see.end) mask(key, keys);
-      softmax(item_.scale.scale);
+      softmax(scale_.scale);
       wait();
       multiply_values(stage);
       __syncwarp();
@@ -142,7 +145,7 @@ class DecodeWarp {
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       const int row = g + 8 * half;
       if (t == 0) {
-        control_.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * item_.scale.scale;
+        control_.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * scale_.scale;
         control_.sum[warp_][row] = sum;
       }
       if (row >= item_.rows) continue;
@@ -161,11 +164,11 @@ class DecodeWarp {
   }
 
   __device__ void load_keys(int stage, const KeyRows& rows, const KeyRange& keys) {
-    rows.load<kDim>(shared_ + stage * Tile::kStageBytes, item_.k, p_.k_page_stride, p_.k_row_stride, p_, keys, lane_);
+    rows.load<kDim>(shared_ + stage * Tile::kStageBytes, memory_.k, p_.k_page_stride, p_.k_row_stride, p_, keys, lane_);
   }
   __device__ void load_values(int stage, const KeyRows& rows, const KeyRange& keys) {
-    rows.load<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, item_.v, p_.v_page_stride, p_.v_row_stride,
-                     p_, keys, lane_);
+    rows.load<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, memory_.v, p_.v_page_stride,
+                     p_.v_row_stride, p_, keys, lane_);
   }
 
   // scores = Q K^T of the 16 keys, in two halves of 8.
@@ -256,6 +259,8 @@ class DecodeWarp {
 
   const KernelParams& p_;
   const WorkItem& item_;
+  const KeyMemory memory_;
+  const ScoreScale scale_;
   typename Tile::Control& control_;
   const int lane_;
   const int warp_;
@@ -297,35 +302,38 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
   using Tile = DecodeTile<kDim, kDimV>;
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + kWarps * Tile::kWarpBytes);
-  const Tickets tickets(p);
-  if (static_cast<int>(blockIdx.x) >= tickets.count()) return tickets.leave();
-  if (threadIdx.x == 0) control.items[0] = WorkItem(p, blockIdx.x);
+  if (static_cast<int>(blockIdx.x) >= p.header->num_items) return;
+  if (threadIdx.x == 0) {
+    control.count = p.header->num_items;
+    control.items[0] = p.items[blockIdx.x];
+  }
   __syncthreads();
   for (int current = 0;; current = current == 2 ? 0 : current + 1) {
     const int after = current == 2 ? 0 : current + 1;
-    const int next = tickets.take();
+    const int next = take_ticket(p, control.count);
     const WorkItem& item = control.items[current];
     DecodeWarp<T, kDim, kDimV> warp(p, item, shared, control);
     warp.load_queries();
     if constexpr (Tile::kSharedQueries) __syncthreads();
+    const float v_scale = value_scale(p, item);
 
     // With a fixed split size the keys are cut at its multiples, whoever computes the pieces.
-    const int split = p.split_size > 0 ? p.split_size : max(item.keys.end, 1);
-    const int first_origin = item.keys.begin / split * split;
-    for (int origin = first_origin; origin < item.keys.end || origin == first_origin;) {
-      const int end = item.keys.end - origin > split ? origin + split : item.keys.end;
-      const bool first = origin == first_origin, last = end >= item.keys.end;
-      warp.attend({max(item.keys.begin, origin), end}, origin);
+    const int split = p.split_size > 0 ? p.split_size : max(item.key_end, 1);
+    const int first_origin = item.key_begin / split * split;
+    for (int origin = first_origin; origin < item.key_end || origin == first_origin;) {
+      const int end = item.key_end - origin > split ? origin + split : item.key_end;
+      const bool first = origin == first_origin, last = end >= item.key_end;
+      warp.attend({max(item.key_begin, origin), end}, origin);
       if (first && threadIdx.x == 0) {
         control.numbers[current] = next;
-        if (next < tickets.count()) control.items[after] = WorkItem(p, next);
+        if (next < control.count) control.items[after] = p.items[next];
       }
       warp.publish(shared);
       __syncthreads();
       for (int i = threadIdx.x; i < item.rows * kDimV / 4; i += kThreads) {
         const int row = i / (kDimV / 4), d = 4 * (i % (kDimV / 4));
         float lse;
-        const float4 out = merge_warps<kDim, kDimV>(shared, control, row, d, item.v_scale, lse);
+        const float4 out = merge_warps<kDim, kDimV>(shared, control, row, d, v_scale, lse);
         if (item.parts > 1) {
           *partial_out<kDimV>(p, item.slot, row, d) = out;
           if (d == 0) *partial_lse(p, item.slot, row) = lse;
@@ -353,9 +361,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
       origin = end;
     }
     if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
-    if (control.numbers[current] >= tickets.count()) break;
+    if (control.numbers[current] >= control.count) break;
   }
-  tickets.leave();
+  leave_tickets(p, control.count);
 }
 
 }  // namespace onepass::portable

@@ -11,10 +11,12 @@
 
 namespace onepass::portable {
 
-// Keys that some of a warp's rows see, and that all of them see.
-struct Sight {
-  KeyRange some;
-  KeyRange all;
+// What a warp knows of its items. In shared memory rather than in registers, of which the loop leaves none.
+struct WarpView {
+  KeyMemory memory;  // of the item that is loaded
+  ScoreScale scale;  // of the item at work
+  KeyRange some;     // keys that some of the warp's rows see
+  KeyRange all;      // keys that all of them see
 };
 
 template <int kDim, int kDimV>
@@ -29,12 +31,12 @@ struct PrefillTile {
   static constexpr int kStages = kQueryBytes + 2 * (kKeyBytes + kValueBytes) <= 98304 ? 2 : 1;
   static constexpr int kTileBytes = kQueryBytes + kStages * (kKeyBytes + kValueBytes);
   static_assert(kTileBytes <= 98304);
-  // Here rather than in registers, of which the loop leaves none. Three items: thread 0 prepares the next one when
-  // other warps may still be at the end of the one before.
+  // Three items: thread 0 announces the next one when other warps may still be at the end of the one before.
   struct Control {
     WorkItem items[3];
     int numbers[3];  // of the item after each
-    Sight sight[kWarps];
+    int count;       // of all items
+    WarpView views[kWarps];
     int last;
   };
   static constexpr int kSharedBytes = kTileBytes + sizeof(Control);
@@ -50,35 +52,60 @@ class PrefillWarp {
   static constexpr int kOutTiles = kDimV / 8;
   // The output is rescaled only when the maximum grew by more than a factor 2^8 since the last time: weights are then
   // at most 2^8, and the sum, which is off by the same factor, makes the result exact.
-  static constexpr float kMaxGrowth = 8.0f;
+  static constexpr float kMaxGrowth = 0.0f;
 
  public:
-  __device__ PrefillWarp(const KernelParams& p, Sight& sight, char* shared)
+  __device__ PrefillWarp(const KernelParams& p, WarpView& view, char* shared)
       : p_(p),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         queries_(shared_address(shared) + warp_ * Tile::kWarpRows * RowsK::kStride),
         keys_(shared_address(shared) + Tile::kQueryBytes),
         values_(keys_ + Tile::kStages * Tile::kKeyBytes),
-        sight_(sight) {}
+        view_(view) {}
 
-  // Loads an item's last keys, with which its work begins. The keys before them are found for the load after that.
+  // Loads an item's last keys, with which its work begins, and looks for those before them.
   __device__ void load_first(const WorkItem& item) {
+    if (lane_ == 0) view_.memory = KeyMemory(p_, item);
+    __syncwarp();
+    const bool any = item.key_end > item.key_begin;
     const int key = last_block(item);
-    rows_.find(p_, item.page_table, key + 16 * warp_, item.keys, lane_);
-    if (item.keys.end > item.keys.begin) load_keys(item);
+    find(item, key);
+    if (any) load_keys(item);
     if constexpr (Tile::kStages == 2) {
-      if (item.keys.end > item.keys.begin) load_values(item);
-      rows_.find(p_, item.page_table, key - kBlockKeys + 16 * warp_, item.keys, lane_);
+      if (any) load_values(item);
+      find(item, key - kBlockKeys);
       stage_ ^= 1;
     }
     cp_async_commit();
   }
 
-  // REQUIRES: load_first(item). `load_next` calls load_first() of the next item if there is one; it's called once, when
-  // the stage that takes that item's keys is free.
-  template <typename LoadNext>
-  __device__ void attend(const WorkItem& item, const LoadNext& load_next) {
+  // The warp's own rows, which no other warp reads; zeros where there are none.
+  __device__ void load_queries(const WorkItem& item) {
+    using Rows = RowsK;
+    constexpr int kPieces = Rows::kPieces;
+    constexpr int kTogether = kPieces % 8 == 0 ? kPieces / 8 : 1;  // copies of one row
+#pragma unroll 1
+    for (int i = 0; i < Tile::kWarpRows * kPieces / 32; i += kTogether) {
+      const int r = copied_row<kPieces>(i, lane_);
+      const bool real = warp_ * Tile::kWarpRows + r < item.rows;
+      const PackedRow row(p_, item, real ? warp_ * Tile::kWarpRows + r : 0);
+      const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int piece = copied_piece<kPieces>(i + j, lane_);
+        cp_async_16_or_zeros(queries_ + Rows::offset(r, piece), q + 8 * piece, real);
+      }
+    }
+    cp_async_commit();
+  }
+
+  // REQUIRES: load_first(item), load_queries(item). Calls each of these once, all threads together: `announce` when
+  // there has been time for the next item to be found, then `load_next` and `load_next_queries` when the places of that
+  // item's first keys and of the warp's queries are free.
+  template <typename Announce, typename LoadNext, typename LoadNextQueries>
+  __device__ void attend(const WorkItem& item, const Announce& announce, const LoadNext& load_next,
+                         const LoadNextQueries& load_next_queries) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       max_[m][0] = max_[m][1] = minus_infinity();
@@ -86,45 +113,38 @@ class PrefillWarp {
 #pragma unroll
       for (int n = 0; n < kOutTiles; ++n) out_[m][n][0] = out_[m][n][1] = out_[m][n][2] = out_[m][n][3] = 0.0f;
     }
-    const KeyRange keys = item.keys;
-    if (keys.end <= keys.begin) {
+    look(item);
+    const int first = item.key_begin / kBlockKeys * kBlockKeys;
+    const int last = last_block(item);
+    if (last <= first) announce();
+    if (item.key_end <= item.key_begin) {
+      cp_async_wait<0>();
       __syncthreads();
       load_next();
+      load_next_queries();
       return;
     }
-    const int first_row = min(warp_ * Tile::kWarpRows, item.rows - 1);
-    const int last_row = min(first_row + Tile::kWarpRows, item.rows) - 1;
-    const KeyRange of_first = item.visible(p_, first_row), of_last = item.visible(p_, last_row);
-    __syncwarp();
-    if (lane_ == 0) {
-      sight_ = {.some = {max(keys.begin, of_first.begin), min(keys.end, of_last.end)},
-                .all = {max(keys.begin, of_last.begin), min(keys.end, of_first.end)}};
-    }
-    __syncwarp();
-
-    for (int key = last_block(item), first = keys.begin / kBlockKeys * kBlockKeys; key >= first; key -= kBlockKeys) {
+    for (int key = last; key >= first; key -= kBlockKeys) {
       cp_async_wait<0>();
       __syncthreads();  // the rows of this block are there, and all are done with those of the block before
-      const bool matters = key < sight_.some.end && key + kBlockKeys > sight_.some.begin;
+      const bool matters = key < view_.some.end && key + kBlockKeys > view_.some.begin;
+      const int stage = Tile::kStages == 2 ? stage_ ^ 1 : 0;
       if constexpr (Tile::kStages == 2) {
-        const int stage = stage_ ^ 1;
         if (key > first) {
           load_keys(item);
           load_values(item);
-          rows_.find(p_, item.page_table, key - 2 * kBlockKeys + 16 * warp_, keys, lane_);
-          stage_ ^= 1;
           cp_async_commit();
+          find(item, key - 2 * kBlockKeys);
+          stage_ ^= 1;
         } else {
           load_next();
         }
-        if (!matters) continue;
-        weigh(item, key, stage);
-        multiply_values(stage);
+        if (matters) weigh(item, key, stage);
       } else {
         load_values(item);
         cp_async_commit();
-        rows_.find(p_, item.page_table, key - kBlockKeys + 16 * warp_, keys, lane_);
-        if (matters) weigh(item, key, 0);
+        find(item, key - kBlockKeys);
+        if (matters) weigh(item, key, stage);
         cp_async_wait<0>();
         __syncthreads();
         if (key > first) {
@@ -133,29 +153,16 @@ class PrefillWarp {
         } else {
           load_next();
         }
-        if (matters) multiply_values(0);
       }
+      if (matters) multiply_values(stage);
+      if (key == last && key > first) announce();
     }
-  }
-
-  // Rows that don't exist are zeros.
-  __device__ void load_queries(const WorkItem& item) {
-    constexpr int kPieces = RowsK::kPieces;
-#pragma unroll 4
-    for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
-      const int warp_row = i / kPieces, piece = i % kPieces;
-      const int r = warp_ * Tile::kWarpRows + warp_row;
-      const bool real = r < item.rows;
-      const PackedRow row(p_, item, real ? r : 0);
-      const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
-      cp_async_16_or_zeros(queries_ + RowsK::offset(warp_row, piece), q + 8 * piece, real);
-    }
-    cp_async_commit();
+    load_next_queries();
   }
 
   // The results of the warp's rows: to the output, or to the item's slot.
-  __device__ void store(const WorkItem& item, char* shared) {
-    const int g = lane_ / 4, t = lane_ % 4;
+  __device__ void store(const WorkItem& item) {
+    const float v_scale = value_scale(p_, item);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -163,61 +170,55 @@ class PrefillWarp {
         float sum = sum_[m][half];
         sum += __shfl_xor_sync(kFullWarp, sum, 1);
         sum += __shfl_xor_sync(kFullWarp, sum, 2);
-        const int warp_row = 16 * m + 8 * half + g;
-        const int r = warp_ * Tile::kWarpRows + warp_row;
-        if (r >= item.rows) continue;
         const bool empty = max_[m][half] == minus_infinity();
-        const float lse = empty ? minus_infinity() : max_[m][half] * item.scale.scale * kLn2 + logf(sum);
-        float factor = empty ? 0.0f : __fdividef(item.v_scale, sum);
-        float* destination = nullptr;
+        const float lse = empty ? minus_infinity() : max_[m][half] * view_.scale.scale * kLn2 + logf(sum);
+        const float factor = empty ? 0.0f : __fdividef(v_scale, sum);
+        const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
         if (item.parts > 1) {
-          destination = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 2 * t));
-          if (t == 0) *partial_lse(p_, item.slot, r) = lse;
+          store_part(item, r, m, half, factor, lse);
         } else {
-          const PackedRow row(p_, item, r);
-          Fold state;
-          state.add(lse);
-          factor *= state.finish(p_.sinks, row.head);
-          if (t == 0) store_lse(p_, row, state.lse());
-          if (p_.out_float32) {
-            destination =
-                static_cast<float*>(p_.out) + row.token * p_.out_row_stride + row.head * p_.out_head_stride + 2 * t;
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < kOutTiles; ++n) {
-          const float first = out_[m][n][2 * half] * factor, second = out_[m][n][2 * half + 1] * factor;
-          if (destination != nullptr) {
-            *reinterpret_cast<float2*>(destination + 8 * n) = {first, second};
-          } else {
-            *reinterpret_cast<uint32_t*>(shared + warp_ * Tile::kWarpRows * RowsK::kStride +
-                                         RowsK::offset(warp_row, n) + 4 * t) = pack<T>(first, second);
-          }
+          store_row(item, r, m, half, factor, lse);
         }
       }
     }
-    if (item.parts == 1 && !p_.out_float32) store_staged(item, shared);
   }
 
  private:
-  __device__ static int last_block(const WorkItem& item) { return (item.keys.end - 1) / kBlockKeys * kBlockKeys; }
+  __device__ static int last_block(const WorkItem& item) { return (item.key_end - 1) / kBlockKeys * kBlockKeys; }
 
-  // To stage_, from rows_.
+  // Notes what the item's rows see and how its scores are scaled.
+  __device__ void look(const WorkItem& item) {
+    const int first_row = min(warp_ * Tile::kWarpRows, item.rows - 1);
+    const int last_row = min(first_row + Tile::kWarpRows, item.rows) - 1;
+    const KeyRange of_first = visible_keys(p_, item, first_row), of_last = visible_keys(p_, item, last_row);
+    __syncwarp();
+    if (lane_ == 0) {
+      view_.scale = ScoreScale(p_, item.request, item.head_kv);
+      view_.some = {max(item.key_begin, of_first.begin), min(item.key_end, of_last.end)};
+      view_.all = {max(item.key_begin, of_last.begin), min(item.key_end, of_first.end)};
+    }
+    __syncwarp();
+  }
+
+  // The warp's rows of the block at `key`, to be loaded next.
+  __device__ void find(const WorkItem& item, int key) {
+    rows_.find(p_, view_.memory.page_table, key + 16 * warp_, keys_of(item), lane_);
+  }
   __device__ void load_keys(const WorkItem& item) {
-    rows_.load<kDim>(keys_ + stage_ * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, item.k, p_.k_page_stride,
-                     p_.k_row_stride, p_, item.keys, lane_);
+    rows_.load<kDim>(keys_ + stage_ * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, view_.memory.k, p_.k_page_stride,
+                     p_.k_row_stride, p_, keys_of(item), lane_);
   }
   __device__ void load_values(const WorkItem& item) {
-    rows_.load<kDimV>(values_ + stage_ * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, item.v, p_.v_page_stride,
-                      p_.v_row_stride, p_, item.keys, lane_);
+    rows_.load<kDimV>(values_ + stage_ * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, view_.memory.v,
+                      p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
   }
 
   // The weights of one block of keys, in place of its scores.
   __device__ void weigh(const WorkItem& item, int key, int stage) {
     multiply_keys(stage);
-    if (item.scale.transformed) transform(item.scale);
-    if (key < sight_.all.begin || key + kBlockKeys > sight_.all.end) mask(item, key);
-    softmax(item.scale.scale);
+    if (view_.scale.transformed) transform(view_.scale);
+    if (key < view_.all.begin || key + kBlockKeys > view_.all.end) mask(item, key);
+    softmax(view_.scale.scale);
   }
 
   // scores = Q K^T.
@@ -269,9 +270,9 @@ class PrefillWarp {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
-        const KeyRange row = item.visible(p_, min(r, item.rows - 1));
+        const KeyRange row = visible_keys(p_, item, min(r, item.rows - 1));
         const int at = key + 2 * (lane_ % 4);
-        const int begin = max(row.begin, item.keys.begin) - at, end = min(row.end, item.keys.end) - at;
+        const int begin = max(row.begin, item.key_begin) - at, end = min(row.end, item.key_end) - at;
 #pragma unroll
         for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
@@ -362,19 +363,53 @@ class PrefillWarp {
     }
   }
 
-  // The rows that store() left where the warp's queries were, 16 bytes a lane.
-  __device__ void store_staged(const WorkItem& item, const char* shared) {
-    __syncwarp();
-    constexpr int kPieces = kDimV / 8;
-#pragma unroll 4
-    for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
-      const int warp_row = i / kPieces, piece = i % kPieces;
-      const int r = warp_ * Tile::kWarpRows + warp_row;
-      if (r >= item.rows) break;
-      const PackedRow row(p_, item, r);
-      T* const out = static_cast<T*>(p_.out) + row.token * p_.out_row_stride + row.head * p_.out_head_stride;
-      *reinterpret_cast<uint4*>(out + 8 * piece) = *reinterpret_cast<const uint4*>(
-          shared + warp_ * Tile::kWarpRows * RowsK::kStride + RowsK::offset(warp_row, piece));
+  __device__ void store_part(const WorkItem& item, int r, int m, int half, float factor, float lse) {
+    if (r >= item.rows) return;
+    const int t = lane_ % 4;
+    if (t == 0) *partial_lse(p_, item.slot, r) = lse;
+    float* const part = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 0)) + 2 * t;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+      *reinterpret_cast<float2*>(part + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
+    }
+  }
+
+  __device__ void store_row(const WorkItem& item, int r, int m, int half, float factor, float lse) {
+    const bool real = r < item.rows;
+    const int t = lane_ % 4;
+    const PackedRow row(p_, item, real ? r : 0);
+    Fold state;
+    state.add(lse);
+    factor *= state.finish(p_.sinks, row.head);
+    if (real && t == 0) store_lse(p_, row, state.lse());
+    const int64_t at = row.token * p_.out_row_stride + row.head * p_.out_head_stride;
+    if (p_.out_float32) {
+      if (!real) return;
+      float* const out = static_cast<float*>(p_.out) + at + 2 * t;
+#pragma unroll
+      for (int n = 0; n < kOutTiles; ++n) {
+        *reinterpret_cast<float2*>(out + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
+      }
+      return;
+    }
+    T* const out = static_cast<T*>(p_.out) + at;
+    constexpr int kGathered = kOutTiles / 4 * 4;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; n += 4) {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (n + j < kOutTiles) {
+          pairs[j] = pack<T>(out_[m][n + j][2 * half] * factor, out_[m][n + j][2 * half + 1] * factor);
+        }
+      }
+      if (n < kGathered) {
+        const uint4 column = gather_columns(pairs);
+        if (real) *reinterpret_cast<uint4*>(out + 8 * (n + t)) = column;
+      } else if (real) {
+#pragma unroll
+        for (int j = 0; n + j < kOutTiles; ++j) *reinterpret_cast<uint32_t*>(out + 8 * (n + j) + 2 * t) = pairs[j];
+      }
     }
   }
 
@@ -384,7 +419,7 @@ class PrefillWarp {
   const uint32_t queries_;  // the warp's own rows
   const uint32_t keys_;
   const uint32_t values_;
-  Sight& sight_;
+  WarpView& view_;
   KeyRows rows_;   // to be loaded next
   int stage_ = 0;  // to be loaded next
   float scores_[kRowTiles][kScoreTiles][4];
@@ -393,36 +428,52 @@ class PrefillWarp {
   float sum_[kRowTiles][2];  // of this lane's keys
 };
 
+// Asynchronous; by one thread.
+__device__ inline void copy_item(WorkItem& destination, const WorkItem& source) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(WorkItem)); i += 16) {
+    cp_async_16(shared_address(&destination) + i, reinterpret_cast<const char*>(&source) + i);
+  }
+}
+
 template <typename T, int kDim, int kDimV>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm) prefill_kernel(const __grid_constant__ KernelParams p) {
   using Tile = PrefillTile<kDim, kDimV>;
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + Tile::kTileBytes);
-  const Tickets tickets(p);
-  if (static_cast<int>(blockIdx.x) >= tickets.count()) return tickets.leave();
-  if (threadIdx.x == 0) control.items[0] = WorkItem(p, blockIdx.x);
+  if (static_cast<int>(blockIdx.x) >= p.header->num_items) return;
+  if (threadIdx.x == 0) {
+    control.count = p.header->num_items;
+    control.items[0] = p.items[blockIdx.x];
+  }
   __syncthreads();
-  PrefillWarp<T, kDim, kDimV> warp(p, control.sight[threadIdx.x / 32], shared);
+  PrefillWarp<T, kDim, kDimV> warp(p, control.views[threadIdx.x / 32], shared);
   warp.load_first(control.items[0]);
+  warp.load_queries(control.items[0]);
   for (int current = 0;; current = current == 2 ? 0 : current + 1) {
     const int after = current == 2 ? 0 : current + 1;
     const WorkItem& item = control.items[current];
-    warp.load_queries(item);
-    // While the first rows are under way. The others look after the next barrier.
-    if (threadIdx.x == 0) {
-      const int next = tickets.take();
-      control.numbers[current] = next;
-      if (next < tickets.count()) control.items[after] = WorkItem(p, next);
-    }
-    warp.attend(item, [&] {
-      if (control.numbers[current] < tickets.count()) warp.load_first(control.items[after]);
-    });
-    warp.store(item, shared);
+    const int next = take_ticket(p, control.count);
+    const auto announce = [&] {
+      if (threadIdx.x == 0) {
+        control.numbers[current] = next;
+        if (next < control.count) copy_item(control.items[after], p.items[next]);
+      }
+      cp_async_commit();
+    };
+    const auto has_next = [&] { return control.numbers[current] < control.count; };
+    const auto load_next = [&] {
+      if (has_next()) warp.load_first(control.items[after]);
+    };
+    const auto load_next_queries = [&] {
+      if (has_next()) warp.load_queries(control.items[after]);
+    };
+    warp.attend(item, announce, load_next, load_next_queries);
+    warp.store(item);
     if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
-    if (control.numbers[current] >= tickets.count()) break;
-    __syncwarp();  // the warp's output has left the place of its queries
+    if (!has_next()) break;
   }
-  tickets.leave();
+  leave_tickets(p, control.count);
 }
 
 }  // namespace onepass::portable

@@ -28,6 +28,17 @@ __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// The lane's i-th copy of rows of kPieces pieces: eight lanes take 128 bytes of a row; rows of other lengths are taken
+// one after the other.
+template <int kPieces>
+__device__ inline int copied_row(int i, int lane) {
+  return kPieces % 8 == 0 ? i / (kPieces / 8) * 4 + lane / 8 : (32 * i + lane) / kPieces;
+}
+template <int kPieces>
+__device__ inline int copied_piece(int i, int lane) {
+  return kPieces % 8 == 0 ? i % (kPieces / 8) * 8 + lane % 8 : (32 * i + lane) % kPieces;
+}
+
 // The 16 keys from `first` on, and where they lie. When pages are multiples of 16 tokens, as all but a few are
 // (KernelParams::rows_together), they lie one after the other, else each lane l looks for key l % 16.
 struct KeyRows {
@@ -45,7 +56,7 @@ struct KeyRows {
     if (key + (p.rows_together ? 15 : 0) < keys.begin || key >= keys.end) return;
     const int index = divide(key, p.page_size);
     row = key - index * static_cast<int>(p.page_size.divisor);
-    page = page_table != nullptr ? page_table[index] : 0;
+    page = page_table != nullptr ? __ldg(page_table + index) : 0;
   }
 
   // The warp's rows of kDim elements: those of `keys`, and zeros for the others.
@@ -58,7 +69,7 @@ struct KeyRows {
       const int64_t own = row < 0 ? -1 : 2 * (page * page_stride + row * row_stride);
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int r = row_of<Rows::kPieces>(i, lane), piece = piece_of<Rows::kPieces>(i, lane);
+        const int r = copied_row<Rows::kPieces>(i, lane), piece = copied_piece<Rows::kPieces>(i, lane);
         const int64_t from = __shfl_sync(kFullWarp, own, r);
         cp_async_16_or_zeros(destination + Rows::offset(r, piece), source + max(from, int64_t{0}) + 16 * piece,
                              from >= 0);
@@ -69,29 +80,18 @@ struct KeyRows {
     if (first >= keys.begin && first + 16 <= keys.end) {
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int r = row_of<Rows::kPieces>(i, lane), piece = piece_of<Rows::kPieces>(i, lane);
+        const int r = copied_row<Rows::kPieces>(i, lane), piece = copied_piece<Rows::kPieces>(i, lane);
         cp_async_16(destination + Rows::offset(r, piece), source + 2 * r * row_stride + 16 * piece);
       }
     } else {
 #pragma unroll 2
       for (int i = 0; i < kCopies; ++i) {
-        const int r = row_of<Rows::kPieces>(i, lane), piece = piece_of<Rows::kPieces>(i, lane);
+        const int r = copied_row<Rows::kPieces>(i, lane), piece = copied_piece<Rows::kPieces>(i, lane);
         const bool real = first + r >= keys.begin && first + r < keys.end;
         cp_async_16_or_zeros(destination + Rows::offset(r, piece),
                              source + (real ? 2 * r * row_stride : 0) + 16 * piece, real);
       }
     }
-  }
-
- private:
-  // The lane's i-th copy: eight lanes take 128 bytes of a row; rows of other lengths are taken one after the other.
-  template <int kPieces>
-  __device__ static int row_of(int i, int lane) {
-    return kPieces % 8 == 0 ? i / (kPieces / 8) * 4 + lane / 8 : (32 * i + lane) / kPieces;
-  }
-  template <int kPieces>
-  __device__ static int piece_of(int i, int lane) {
-    return kPieces % 8 == 0 ? i % (kPieces / 8) * 8 + lane % 8 : (32 * i + lane) % kPieces;
   }
 };
 
