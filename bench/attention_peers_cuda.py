@@ -25,7 +25,7 @@ MAX_RUNS = 2048
 
 
 def onepass(args) -> dict:
-    command = [args.onepass, "bench", "attention", "--device", "cuda", "--dtype", args.dtype, "--json"]
+    command = [args.onepass.resolve(), "bench", "attention", "--device", "cuda", "--dtype", args.dtype, "--json"]
     command += ["--workload", args.workload, "--kernel", args.kernel, "--seconds", args.seconds]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
