@@ -88,9 +88,9 @@ TEST_P(AttentionCudaTest, FixedSplitsDoNotDependOnTheBatch) {
     ASSERT_OK_AND_ASSIGN(const AttentionResult whole, problem.result());
 
     ASSERT_OK(problem.clear_output());
-    std::vector<Part> requests;
-    for (int b = 0; b < static_cast<int>(drawn->seqlens_q.size()); ++b) {
-      requests.push_back({.request = b, .first = 0, .rows = drawn->seqlens_q[b], .keys = drawn->seqlens_k[b]});
+    std::vector<Part> requests(drawn->seqlens_q.size());
+    for (int b = 0; b < static_cast<int>(requests.size()); ++b) {
+      requests[b] = {.request = b, .first = 0, .rows = drawn->seqlens_q[b], .keys = drawn->seqlens_k[b]};
     }
     std::vector<float> lse(whole.lse.size());
     ASSERT_OK(attend_parts(kernel(), gpu(), problem, requests, lse));
