@@ -1,4 +1,6 @@
 // Every kernel against the float64 reference, on random problems that it takes.
+#include <cmath>
+
 #include "attention/cuda/testing/kernel_test.h"
 
 namespace onepass {
@@ -44,6 +46,35 @@ TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
     ASSERT_OK(runner.run(problem.params()));
     ASSERT_OK(runner.finish());
     expect_right(problem);
+  }
+}
+
+TEST_P(AttentionCudaTest, TakesNoRows) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
+  ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));
+  for (int& rows : spec.seqlens_q) rows = 0;
+  ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+  ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+  ASSERT_OK(runner.attend(problem.params()));
+  ASSERT_OK(problem.result().status());
+  EXPECT_TRUE(problem.padding_intact());
+}
+
+TEST_P(AttentionCudaTest, LeavesOutTheLse) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 9);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    AttentionParams params = problem.params();
+    params.softmax_lse = nullptr;
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), params));
+    ASSERT_OK(runner.attend(params));
+    ASSERT_OK_AND_ASSIGN(const AttentionResult result, problem.result());
+    const AttentionResult exact = problem.host().run_reference(host());
+    const AttentionDifference difference = compare(result, exact);
+    EXPECT_LE(difference.max_out, error_bound(problem.host(), exact, host()).out) << difference.worst;
+    for (const float lse : result.lse) ASSERT_TRUE(std::isnan(lse));
   }
 }
 
