@@ -115,7 +115,9 @@ class CheckLayersTest(unittest.TestCase):
         self.assert_refused({"attention/cpu/flash.cc": '#include "attention/reference/naive.h"\n'}, "the kernels see")
 
     def test_refuses_a_gpu_kernel_that_sees_its_testing(self):
-        self.assert_refused({"attention/cuda/fast.cu": '#include "attention/cuda/testing/compare.h"\n'}, "does not declare")
+        self.assert_refused(
+            {"attention/cuda/fast.cu": '#include "attention/cuda/testing/compare.h"\n'}, "does not declare"
+        )
 
     def test_refuses_a_way_past_the_schedulers_door(self):
         self.assert_refused({"cli/main.cc": '#include "scheduler/queue.h"\n'}, "scheduler/ is entered by")
