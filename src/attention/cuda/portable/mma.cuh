@@ -48,6 +48,17 @@ __device__ inline uint32_t pack<__half>(float first, float second) {
   return bits;
 }
 
+template <typename T>
+__device__ inline float2 unpack(uint32_t bits);
+template <>
+__device__ inline float2 unpack<__nv_bfloat16>(uint32_t bits) {
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+}
+template <>
+__device__ inline float2 unpack<__half>(uint32_t bits) {
+  return __half22float2(reinterpret_cast<const __half2&>(bits));
+}
+
 // Four 8 x 8 matrices of 2-byte elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

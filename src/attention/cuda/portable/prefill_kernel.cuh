@@ -50,9 +50,9 @@ class PrefillWarp {
   static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kScoreTiles = kBlockKeys / 8;
   static constexpr int kOutTiles = kDimV / 8;
-  // The output is rescaled only when the maximum grew by more than a factor 2^8 since the last time: weights are then
-  // at most 2^8, and the sum, which is off by the same factor, makes the result exact.
-  static constexpr float kMaxGrowth = 0.0f;
+  // The output is rescaled only when a maximum grew by more than a factor 2^8 since the last time. Weights are then at
+  // most 2^8 instead of 1, as is their sum; which is one of the rounded weights, so that rounding a large one cancels.
+  static constexpr float kMaxGrowth = 8.0f;
 
  public:
   __device__ PrefillWarp(const KernelParams& p, WarpView& view, char* shared)
@@ -213,7 +213,7 @@ class PrefillWarp {
                       p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
   }
 
-  // The weights of one block of keys, in place of its scores.
+  // The weights of the block at `key`.
   __device__ void weigh(const WorkItem& item, int key, int stage) {
     multiply_keys(stage);
     if (view_.scale.transformed) transform(view_.scale);
@@ -284,54 +284,74 @@ class PrefillWarp {
     }
   }
 
-  // Turns the scores into weights.
+  // From scores to weights, in the order that gives the most independent instructions: the maxima of all rows, one
+  // branch, all exponentials.
   __device__ void softmax(float scale) {
+    float block_max[kRowTiles][2];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      float block_max[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float x = fmaxf(scores_[m][0][2 * half], scores_[m][0][2 * half + 1]);
+        float x[kScoreTiles];
 #pragma unroll
-        for (int n = 1; n < kScoreTiles; ++n) {
-          x = fmaxf(x, fmaxf(scores_[m][n][2 * half], scores_[m][n][2 * half + 1]));
+        for (int n = 0; n < kScoreTiles; ++n) x[n] = fmaxf(scores_[m][n][2 * half], scores_[m][n][2 * half + 1]);
+#pragma unroll
+        for (int distance = kScoreTiles / 2; distance > 0; distance /= 2) {
+#pragma unroll
+          for (int n = 0; n < distance; ++n) x[n] = fmaxf(x[n], x[n + distance]);
         }
-        x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-        block_max[half] = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+        block_max[m][half] = x[0];
       }
-      // Also true when the maximum was -inf and is not any more.
-      const bool grew =
-          (block_max[0] - max_[m][0]) * scale > kMaxGrowth || (block_max[1] - max_[m][1]) * scale > kMaxGrowth;
-      if (__any_sync(kFullWarp, grew)) rescale(m, block_max, scale);
+    }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float shift = max_[m][half] == minus_infinity() ? 0.0f : max_[m][half] * scale;
-        float sum[2] = {};  // two chains of additions
+    for (int distance = 1; distance <= 2; distance *= 2) {
 #pragma unroll
-        for (int n = 0; n < kScoreTiles; ++n) {
+      for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            float& score = scores_[m][n][2 * half + j];
-            score = exp2_approx(fmaf(score, scale, -shift));
-            sum[j] += score;
-          }
+        for (int half = 0; half < 2; ++half) {
+          block_max[m][half] = fmaxf(block_max[m][half], __shfl_xor_sync(kFullWarp, block_max[m][half], distance));
         }
-        sum_[m][half] += sum[0] + sum[1];
+      }
+    }
+    bool grew = false;  // also when a maximum was -inf and is not any more
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) grew |= (block_max[m][half] - max_[m][half]) * scale > kMaxGrowth;
+    }
+    if (__any_sync(kFullWarp, grew)) rescale(block_max, scale);
+
+#pragma unroll
+    for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float shift = max_[m][half] == minus_infinity() ? 0.0f : max_[m][half] * scale;
+          const uint32_t pair = pack<T>(exp2_approx(fmaf(scores_[m][n][2 * half], scale, -shift)),
+                                        exp2_approx(fmaf(scores_[m][n][2 * half + 1], scale, -shift)));
+          weights_[m][n / 2][n % 2 * 2 + half] = pair;
+          const float2 rounded = unpack<T>(pair);
+          sum_[m][half] += rounded.x + rounded.y;
+        }
       }
     }
   }
 
-  __device__ void rescale(int m, const float (&block_max)[2], float scale) {
+  __device__ void rescale(const float (&block_max)[kRowTiles][2], float scale) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float new_max = fmaxf(max_[m][half], block_max[half]);
-      const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
-      max_[m][half] = new_max;
-      sum_[m][half] *= keep;
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        out_[m][n][2 * half] *= keep;
-        out_[m][n][2 * half + 1] *= keep;
+      for (int half = 0; half < 2; ++half) {
+        const float new_max = fmaxf(max_[m][half], block_max[m][half]);
+        const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
+        max_[m][half] = new_max;
+        sum_[m][half] *= keep;
+#pragma unroll
+        for (int n = 0; n < kOutTiles; ++n) {
+          out_[m][n][2 * half] *= keep;
+          out_[m][n][2 * half + 1] *= keep;
+        }
       }
     }
   }
@@ -341,23 +361,14 @@ class PrefillWarp {
     const uint32_t address = values_ + stage * Tile::kValueBytes + RowsV::offset(lane_ & 15, lane_ >> 4);
 #pragma unroll
     for (int k = 0; k < kBlockKeys / 16; ++k) {
-      uint32_t a[kRowTiles][4];
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float(&s)[4] = scores_[m][2 * k + j / 2];
-          a[m][j] = pack<T>(s[j % 2 * 2], s[j % 2 * 2 + 1]);
-        }
-      }
 #pragma unroll
       for (int n = 0; n < kOutTiles / 2; ++n) {
         uint32_t b[4];
         load_matrices_transposed(b, RowsV::piece_pair(address, n) + 16 * k * RowsV::kStride);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          mma_m16n8k16<T>(out_[m][2 * n], a[m], b[0], b[1]);
-          mma_m16n8k16<T>(out_[m][2 * n + 1], a[m], b[2], b[3]);
+          mma_m16n8k16<T>(out_[m][2 * n], weights_[m][k], b[0], b[1]);
+          mma_m16n8k16<T>(out_[m][2 * n + 1], weights_[m][k], b[2], b[3]);
         }
       }
     }
@@ -423,6 +434,7 @@ class PrefillWarp {
   KeyRows rows_;   // to be loaded next
   int stage_ = 0;  // to be loaded next
   float scores_[kRowTiles][kScoreTiles][4];
+  uint32_t weights_[kRowTiles][kBlockKeys / 16][4];  // pairs of them, as the product with V takes them
   float out_[kRowTiles][kOutTiles][4];
   float max_[kRowTiles][2];  // of q.k, before the scale; what the weights are relative to
   float sum_[kRowTiles][2];  // of this lane's keys
