@@ -137,6 +137,9 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         .page_table_stride = p.page_table_stride,
         .softmax_scale = p.softmax_scale,
         .softcap = p.softcap,
+        // A weight of the largest score that isn't 1 is rounded, by at most half a unit in the last place of a 16-bit
+        // output; in a float32 output that would show.
+        .max_growth = p.out_dtype == DType::kF32 ? 0.0f : 8.0f,
         .causal = p.causal,
         .window_left = std::min(p.window_left, kUnlimited),
         .window_right = std::min(p.window_right, kUnlimited),
@@ -151,7 +154,6 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   const int64_t group = p.num_heads / p.num_heads_kv;
   to.tile_rows = layout.decode ? layout.set->decode_rows : layout.set->prefill_rows;
   to.slots = portable::kBlocksPerSm * gpu.multiprocessors;
-  to.l2_keys = static_cast<int>(gpu.l2_cache_bytes / 2 / (2 * (p.head_dim + p.head_dim_v)));
   // Parts: of decode 4 items for each thread block, of prefill, whose results are larger, 2.
   to.max_part_units =
       p.num_splits == 1 && p.split_size == 0 ? 0 : std::max(1, (layout.decode ? 4 : 2) * to.slots / p.num_heads_kv);

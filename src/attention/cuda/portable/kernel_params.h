@@ -78,6 +78,7 @@ struct KernelParams {
 
   float softmax_scale = 1.0f;
   float softcap = 0.0f;
+  float max_growth = 0.0f;  // of the running maximum before prefill_kernel rescales its output, as a power of 2
   bool causal = false;
   int window_left = -1, window_right = -1;
   int attention_chunk = 0;
@@ -91,7 +92,6 @@ struct KernelParams {
   // The plan, and its sizes.
   int tile_rows = 0;       // packed rows of a tile
   int slots = 0;           // thread blocks that the plan is made for
-  int l2_keys = 0;         // keys of one head that half of the L2 cache holds, with their values
   int max_part_units = 0;  // units that may be parts: num_heads_kv partial results each
   PlanHeader* header = nullptr;
   int* arrivals = nullptr;       // [max_part_units * num_heads_kv]; zero between launches

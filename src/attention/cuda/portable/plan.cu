@@ -174,24 +174,18 @@ __device__ Cut choose_cut(const KernelParams& p, int tiles, int* scratch) {
   return winner == 0 ? Cut{} : Cut{.keys = chosen * kBlockKeys};
 }
 
-// Items are ordered request by request; within one by groups of KV heads whose keys and values fit the L2 cache
-// together; within a group unit by unit, so that its longest tiles come first and its shortest last.
+// Items are ordered request by request; within one the longest tiles of all heads come first and the shortest last, so
+// that thread blocks end together. (Groups of heads that fit the L2 cache together, one after the other, lose more by
+// their ends than they gain: 302 TFLOP/s instead of 341 at 16k causal tokens.)
 __device__ void write_items(const KernelParams& p, const Cut& cut, int number, int head_kv) {
   const Tile tile(p, number);
-  const int first_unit = p.tile_units[p.tile_begin[tile.request]];
-  const int units = p.tile_units[p.tile_begin[tile.request + 1]] - first_unit;
-  const int groups = 1 + static_cast<int>(int64_t{p.num_heads_kv} * tile.seqlen_k / p.l2_keys);
-  const int group = (p.num_heads_kv + groups - 1) / groups;
-  const int first_head = head_kv / group * group, heads = min(group, p.num_heads_kv - first_head);
-  WorkItem* const items = p.items + int64_t{first_unit} * p.num_heads_kv + first_head * units + head_kv - first_head;
-
   const int own_unit = p.tile_units[number], parts = p.tile_units[number + 1] - own_unit;
   const int first_slot = p.tile_parts[number] * p.num_heads_kv + head_kv;
   const int each = cut.keys_of(tile), first_cut = tile.keys.begin / each;
   const int q_begin = p.cu_seqlens_q[tile.request], seqlen_q = p.cu_seqlens_q[tile.request + 1] - q_begin;
   for (int part = 0; part < parts; ++part) {
     const int64_t begin = int64_t{first_cut + part} * each, end = begin + each;
-    items[(own_unit - first_unit + part) * heads] = {
+    p.items[int64_t{own_unit + part} * p.num_heads_kv + head_kv] = {
         .request = tile.request,
         .head_kv = head_kv,
         .first_row = tile.first_row,

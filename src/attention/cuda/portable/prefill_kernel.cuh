@@ -24,9 +24,12 @@ struct PrefillTile {
   static constexpr int kRowTiles = kDimV <= 128 ? 2 : 1;  // of 16 rows, for each warp
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr int kRows = kWarps * kWarpRows;
+  // Twice as many keys where registers allow: half of the barriers, half of the maxima.
+  static constexpr int kKeys = kDimV <= 64 ? 2 * kBlockKeys : kBlockKeys;
+  static constexpr int kLoads = kKeys / kBlockKeys;  // of 16 rows, for each warp
   static constexpr int kQueryBytes = kRows * SharedRows<kDim>::kStride;
-  static constexpr int kKeyBytes = kBlockKeys * SharedRows<kDim>::kStride;
-  static constexpr int kValueBytes = kBlockKeys * SharedRows<kDimV>::kStride;
+  static constexpr int kKeyBytes = kKeys * SharedRows<kDim>::kStride;
+  static constexpr int kValueBytes = kKeys * SharedRows<kDimV>::kStride;
   // At most 96 KiB: two blocks an SM on an H100, one on a card with 100 KiB.
   static constexpr int kStages = kQueryBytes + 2 * (kKeyBytes + kValueBytes) <= 98304 ? 2 : 1;
   static constexpr int kTileBytes = kQueryBytes + kStages * (kKeyBytes + kValueBytes);
@@ -48,11 +51,9 @@ class PrefillWarp {
   using RowsK = SharedRows<kDim>;
   using RowsV = SharedRows<kDimV>;
   static constexpr int kRowTiles = Tile::kRowTiles;
-  static constexpr int kScoreTiles = kBlockKeys / 8;
+  static constexpr int kKeys = Tile::kKeys;
+  static constexpr int kScoreTiles = kKeys / 8;
   static constexpr int kOutTiles = kDimV / 8;
-  // The output is rescaled only when a maximum grew by more than a factor 2^8 since the last time. Weights are then at
-  // most 2^8 instead of 1, as is their sum; which is one of the rounded weights, so that rounding a large one cancels.
-  static constexpr float kMaxGrowth = 8.0f;
 
  public:
   __device__ PrefillWarp(const KernelParams& p, WarpView& view, char* shared)
@@ -74,7 +75,7 @@ class PrefillWarp {
     if (any) load_keys(item);
     if constexpr (Tile::kStages == 2) {
       if (any) load_values(item);
-      find(item, key - kBlockKeys);
+      find(item, key - kKeys);
       stage_ ^= 1;
     }
     cp_async_commit();
@@ -114,7 +115,7 @@ class PrefillWarp {
       for (int n = 0; n < kOutTiles; ++n) out_[m][n][0] = out_[m][n][1] = out_[m][n][2] = out_[m][n][3] = 0.0f;
     }
     look(item);
-    const int first = item.key_begin / kBlockKeys * kBlockKeys;
+    const int first = item.key_begin / kKeys * kKeys;
     const int last = last_block(item);
     if (last <= first) announce();
     if (item.key_end <= item.key_begin) {
@@ -124,17 +125,17 @@ class PrefillWarp {
       load_next_queries();
       return;
     }
-    for (int key = last; key >= first; key -= kBlockKeys) {
+    for (int key = last; key >= first; key -= kKeys) {
       cp_async_wait<0>();
       __syncthreads();  // the rows of this block are there, and all are done with those of the block before
-      const bool matters = key < view_.some.end && key + kBlockKeys > view_.some.begin;
+      const bool matters = key < view_.some.end && key + kKeys > view_.some.begin;
       const int stage = Tile::kStages == 2 ? stage_ ^ 1 : 0;
       if constexpr (Tile::kStages == 2) {
         if (key > first) {
           load_keys(item);
           load_values(item);
           cp_async_commit();
-          find(item, key - 2 * kBlockKeys);
+          find(item, key - 2 * kKeys);
           stage_ ^= 1;
         } else {
           load_next();
@@ -143,7 +144,7 @@ class PrefillWarp {
       } else {
         load_values(item);
         cp_async_commit();
-        find(item, key - kBlockKeys);
+        find(item, key - kKeys);
         if (matters) weigh(item, key, stage);
         cp_async_wait<0>();
         __syncthreads();
@@ -184,7 +185,7 @@ class PrefillWarp {
   }
 
  private:
-  __device__ static int last_block(const WorkItem& item) { return (item.key_end - 1) / kBlockKeys * kBlockKeys; }
+  __device__ static int last_block(const WorkItem& item) { return (item.key_end - 1) / kKeys * kKeys; }
 
   // Notes what the item's rows see and how its scores are scaled.
   __device__ void look(const WorkItem& item) {
@@ -202,22 +203,32 @@ class PrefillWarp {
 
   // The warp's rows of the block at `key`, to be loaded next.
   __device__ void find(const WorkItem& item, int key) {
-    rows_.find(p_, view_.memory.page_table, key + 16 * warp_, keys_of(item), lane_);
+#pragma unroll
+    for (int i = 0; i < Tile::kLoads; ++i) {
+      rows_[i].find(p_, view_.memory.page_table, key + own_row(i), keys_of(item), lane_);
+    }
   }
   __device__ void load_keys(const WorkItem& item) {
-    rows_.load<kDim>(keys_ + stage_ * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, view_.memory.k, p_.k_page_stride,
-                     p_.k_row_stride, p_, keys_of(item), lane_);
+#pragma unroll
+    for (int i = 0; i < Tile::kLoads; ++i) {
+      rows_[i].load<kDim>(keys_ + stage_ * Tile::kKeyBytes + own_row(i) * RowsK::kStride, view_.memory.k,
+                          p_.k_page_stride, p_.k_row_stride, p_, keys_of(item), lane_);
+    }
   }
   __device__ void load_values(const WorkItem& item) {
-    rows_.load<kDimV>(values_ + stage_ * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, view_.memory.v,
-                      p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
+#pragma unroll
+    for (int i = 0; i < Tile::kLoads; ++i) {
+      rows_[i].load<kDimV>(values_ + stage_ * Tile::kValueBytes + own_row(i) * RowsV::kStride, view_.memory.v,
+                           p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
+    }
   }
+  __device__ int own_row(int load) const { return load * kBlockKeys + 16 * warp_; }
 
   // The weights of the block at `key`.
   __device__ void weigh(const WorkItem& item, int key, int stage) {
     multiply_keys(stage);
     if (view_.scale.transformed) transform(view_.scale);
-    if (key < view_.all.begin || key + kBlockKeys > view_.all.end) mask(item, key);
+    if (key < view_.all.begin || key + kKeys > view_.all.end) mask(item, key);
     softmax(view_.scale.scale);
   }
 
@@ -264,7 +275,9 @@ class PrefillWarp {
     }
   }
 
+  // Causal masks cut blocks at their end alone, others also at their beginning.
   __device__ void mask(const WorkItem& item, int key) {
+    const bool at_begin = key < view_.all.begin;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -274,11 +287,13 @@ class PrefillWarp {
         const int at = key + 2 * (lane_ % 4);
         const int begin = max(row.begin, item.key_begin) - at, end = min(row.end, item.key_end) - at;
 #pragma unroll
-        for (int n = 0; n < kScoreTiles; ++n) {
+        for (int i = 0; i < 2 * kScoreTiles; ++i) {
+          if (8 * (i / 2) + i % 2 >= end) scores_[m][i / 2][2 * half + i % 2] = minus_infinity();
+        }
+        if (!at_begin) continue;
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            if (8 * n + j < begin || 8 * n + j >= end) scores_[m][n][2 * half + j] = minus_infinity();
-          }
+        for (int i = 0; i < 2 * kScoreTiles; ++i) {
+          if (8 * (i / 2) + i % 2 < begin) scores_[m][i / 2][2 * half + i % 2] = minus_infinity();
         }
       }
     }
@@ -292,15 +307,13 @@ class PrefillWarp {
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float x[kScoreTiles];
+        float x[4];  // four chains
 #pragma unroll
-        for (int n = 0; n < kScoreTiles; ++n) x[n] = fmaxf(scores_[m][n][2 * half], scores_[m][n][2 * half + 1]);
-#pragma unroll
-        for (int distance = kScoreTiles / 2; distance > 0; distance /= 2) {
-#pragma unroll
-          for (int n = 0; n < distance; ++n) x[n] = fmaxf(x[n], x[n + distance]);
+        for (int n = 0; n < kScoreTiles; ++n) {
+          const float pair = fmaxf(scores_[m][n][2 * half], scores_[m][n][2 * half + 1]);
+          x[n % 4] = n < 4 ? pair : fmaxf(x[n % 4], pair);
         }
-        block_max[m][half] = x[0];
+        block_max[m][half] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
       }
     }
 #pragma unroll
@@ -313,13 +326,18 @@ class PrefillWarp {
         }
       }
     }
-    bool grew = false;  // also when a maximum was -inf and is not any more
+    // The output is rescaled only when a maximum grew by more than a factor of 2^max_growth since the last time (or was
+    // -inf until now). The weights are then at most that instead of 1, as is their sum.
+    bool grew[kRowTiles];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) grew |= (block_max[m][half] - max_[m][half]) * scale > kMaxGrowth;
+      grew[m] = __any_sync(kFullWarp, (block_max[m][0] - max_[m][0]) * scale > p_.max_growth ||
+                                          (block_max[m][1] - max_[m][1]) * scale > p_.max_growth);
     }
-    if (__any_sync(kFullWarp, grew)) rescale(block_max, scale);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      if (grew[m]) rescale(m, block_max[m], scale);
+    }
 
 #pragma unroll
     for (int n = 0; n < kScoreTiles; ++n) {
@@ -328,30 +346,26 @@ class PrefillWarp {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float shift = max_[m][half] == minus_infinity() ? 0.0f : max_[m][half] * scale;
-          const uint32_t pair = pack<T>(exp2_approx(fmaf(scores_[m][n][2 * half], scale, -shift)),
-                                        exp2_approx(fmaf(scores_[m][n][2 * half + 1], scale, -shift)));
-          weights_[m][n / 2][n % 2 * 2 + half] = pair;
-          const float2 rounded = unpack<T>(pair);
-          sum_[m][half] += rounded.x + rounded.y;
+          const float first = exp2_approx(fmaf(scores_[m][n][2 * half], scale, -shift));
+          const float second = exp2_approx(fmaf(scores_[m][n][2 * half + 1], scale, -shift));
+          weights_[m][n / 2][n % 2 * 2 + half] = pack<T>(first, second);
+          sum_[m][half] += first + second;
         }
       }
     }
   }
 
-  __device__ void rescale(const float (&block_max)[kRowTiles][2], float scale) {
+  __device__ void rescale(int m, const float (&block_max)[2], float scale) {
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
+    for (int half = 0; half < 2; ++half) {
+      const float new_max = fmaxf(max_[m][half], block_max[half]);
+      const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
+      max_[m][half] = new_max;
+      sum_[m][half] *= keep;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float new_max = fmaxf(max_[m][half], block_max[m][half]);
-        const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
-        max_[m][half] = new_max;
-        sum_[m][half] *= keep;
-#pragma unroll
-        for (int n = 0; n < kOutTiles; ++n) {
-          out_[m][n][2 * half] *= keep;
-          out_[m][n][2 * half + 1] *= keep;
-        }
+      for (int n = 0; n < kOutTiles; ++n) {
+        out_[m][n][2 * half] *= keep;
+        out_[m][n][2 * half + 1] *= keep;
       }
     }
   }
@@ -360,7 +374,7 @@ class PrefillWarp {
   __device__ void multiply_values(int stage) {
     const uint32_t address = values_ + stage * Tile::kValueBytes + RowsV::offset(lane_ & 15, lane_ >> 4);
 #pragma unroll
-    for (int k = 0; k < kBlockKeys / 16; ++k) {
+    for (int k = 0; k < kKeys / 16; ++k) {
 #pragma unroll
       for (int n = 0; n < kOutTiles / 2; ++n) {
         uint32_t b[4];
@@ -431,10 +445,10 @@ class PrefillWarp {
   const uint32_t keys_;
   const uint32_t values_;
   WarpView& view_;
-  KeyRows rows_;   // to be loaded next
-  int stage_ = 0;  // to be loaded next
+  KeyRows rows_[Tile::kLoads];  // to be loaded next
+  int stage_ = 0;               // to be loaded next
   float scores_[kRowTiles][kScoreTiles][4];
-  uint32_t weights_[kRowTiles][kBlockKeys / 16][4];  // pairs of them, as the product with V takes them
+  uint32_t weights_[kRowTiles][kKeys / 16][4];  // pairs of them, as the product with V takes them
   float out_[kRowTiles][kOutTiles][4];
   float max_[kRowTiles][2];  // of q.k, before the scale; what the weights are relative to
   float sum_[kRowTiles][2];  // of this lane's keys
