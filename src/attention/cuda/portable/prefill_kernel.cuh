@@ -93,38 +93,19 @@ class PrefillWarp {
       load_next_queries();
       return;
     }
-    for (int key = last; key >= first; key -= kKeys) {
-      cp_async_wait<0>();
-      __syncthreads();  // the rows of this block are there, and all are done with those of the block before
-      const bool matters = key < view_.some.end && key + kKeys > view_.some.begin;
-      const int stage = Tile::kStages == 2 ? stage_ ^ 1 : 0;
-      if constexpr (Tile::kStages == 2) {
-        if (key > first) {
-          load_keys(item);
-          load_values(item);
-          cp_async_commit();
-          find(item, key - 2 * kKeys);
-          stage_ ^= 1;
-        } else {
-          load_next();
-        }
-        if (matters) weigh(item, key, stage);
-      } else {
-        load_values(item);
-        cp_async_commit();
-        find(item, key - kKeys);
-        if (matters) weigh(item, key, stage);
-        cp_async_wait<0>();
-        __syncthreads();
-        if (key > first) {
-          load_keys(item);
-          cp_async_commit();
-        } else {
-          load_next();
-        }
+    // Warps may go through different loops: each comes to the same barriers.
+    for (int key = last; key >= first;) {
+      if (key != last && key >= view_.plain.begin && key + kKeys <= view_.plain.end) {
+        const int plain_first = view_.plain.begin;
+        do {
+          attend_block<true>(item, key, first, load_next);
+          key -= kKeys;
+        } while (key >= plain_first);
+        continue;
       }
-      if (matters) rows_.multiply_values(values_ + stage * Tile::kValueBytes, lane_);
+      attend_block<false>(item, key, first, load_next);
       if (key == last && key > first) announce();
+      key -= kKeys;
     }
     load_next_queries();
   }
@@ -159,6 +140,40 @@ class PrefillWarp {
  private:
   __device__ static int last_block(const WorkItem& item) { return (item.key_end - 1) / kKeys * kKeys; }
 
+  template <bool kPlain, typename LoadNext>
+  __device__ void attend_block(const WorkItem& item, int key, int first, const LoadNext& load_next) {
+    cp_async_wait<0>();
+    __syncthreads();  // the rows of this block are there, and all are done with those of the block before
+    const bool matters = kPlain || (key < view_.some.end && key + kKeys > view_.some.begin);
+    const int stage = Tile::kStages == 2 ? stage_ ^ 1 : 0;
+    if constexpr (Tile::kStages == 2) {
+      if (kPlain || key > first) {
+        load_keys<kPlain>(item);
+        load_values<kPlain>(item);
+        cp_async_commit();
+        find(item, key - 2 * kKeys);
+        stage_ ^= 1;
+      } else {
+        load_next();
+      }
+      if (matters) weigh<kPlain>(item, key, stage);
+    } else {
+      load_values<kPlain>(item);
+      cp_async_commit();
+      find(item, key - kKeys);
+      if (matters) weigh<kPlain>(item, key, stage);
+      cp_async_wait<0>();
+      __syncthreads();
+      if (kPlain || key > first) {
+        load_keys<kPlain>(item);
+        cp_async_commit();
+      } else {
+        load_next();
+      }
+    }
+    if (matters) rows_.multiply_values(values_ + stage * Tile::kValueBytes, lane_);
+  }
+
   // Notes what the item's rows see and how its scores are scaled.
   __device__ void look(const WorkItem& item) {
     const int first_row = min(computed_here(warp_) * Tile::kWarpRows, item.rows - 1);
@@ -169,6 +184,8 @@ class PrefillWarp {
       view_.scale = ScoreScale(p_, item.request, item.head_kv);
       view_.some = {max(item.key_begin, of_first.begin), min(item.key_end, of_last.end)};
       view_.all = {max(item.key_begin, of_last.begin), min(item.key_end, of_first.end)};
+      view_.plain = {max(view_.all.begin, item.key_begin + kKeys), view_.all.end};
+      if (!p_.rows_together || view_.scale.transformed) view_.plain = {};
     }
     __syncwarp();
   }
@@ -180,29 +197,42 @@ class PrefillWarp {
       found_[i].find(p_, view_.memory.page_table, key + own_row(i), keys_of(item), lane_);
     }
   }
+  template <bool kPlain = false>
   __device__ void load_keys(const WorkItem& item) {
 #pragma unroll
     for (int i = 0; i < Tile::kLoads; ++i) {
-      found_[i].load<kDim>(keys_ + stage_ * Tile::kKeyBytes + own_row(i) * RowsK::kStride, view_.memory.k,
-                           p_.k_page_stride, p_.k_row_stride, p_, keys_of(item), lane_);
+      const uint32_t to = keys_ + stage_ * Tile::kKeyBytes + own_row(i) * RowsK::kStride;
+      if constexpr (kPlain) {
+        found_[i].template load_whole<kDim>(to, view_.memory.k, p_.k_page_stride, p_.k_row_stride, lane_);
+      } else {
+        found_[i].template load<kDim>(to, view_.memory.k, p_.k_page_stride, p_.k_row_stride, p_, keys_of(item), lane_);
+      }
     }
   }
+  template <bool kPlain = false>
   __device__ void load_values(const WorkItem& item) {
 #pragma unroll
     for (int i = 0; i < Tile::kLoads; ++i) {
-      found_[i].load<kDimV>(values_ + stage_ * Tile::kValueBytes + own_row(i) * RowsV::kStride, view_.memory.v,
-                            p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
+      const uint32_t to = values_ + stage_ * Tile::kValueBytes + own_row(i) * RowsV::kStride;
+      if constexpr (kPlain) {
+        found_[i].template load_whole<kDimV>(to, view_.memory.v, p_.v_page_stride, p_.v_row_stride, lane_);
+      } else {
+        found_[i].template load<kDimV>(to, view_.memory.v, p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
+      }
     }
   }
   __device__ int own_row(int load) const { return load * kBlockKeys + 16 * warp_; }
 
   // The weights of the block at `key`.
+  template <bool kPlain>
   __device__ void weigh(const WorkItem& item, int key, int stage) {
     rows_.multiply_keys(queries_, keys_ + stage * Tile::kKeyBytes, lane_);
-    if (view_.scale.transformed) rows_.transform(view_.scale);
-    const bool at_begin = key < view_.all.begin;
-    if (at_begin || key + kKeys > view_.all.end) {
-      rows_.mask(p_, item, computed_here(warp_) * Tile::kWarpRows, key, at_begin, lane_);
+    if constexpr (!kPlain) {
+      if (view_.scale.transformed) rows_.transform(view_.scale);
+      const bool at_begin = key < view_.all.begin;
+      if (at_begin || key + kKeys > view_.all.end) {
+        rows_.mask(p_, item, computed_here(warp_) * Tile::kWarpRows, key, at_begin, lane_);
+      }
     }
     rows_.softmax(view_.scale.scale, p_.max_growth);
   }

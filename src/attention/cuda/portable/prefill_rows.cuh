@@ -13,6 +13,7 @@ struct WarpView {
   ScoreScale scale;  // of the item at work
   KeyRange some;     // keys that some of the warp's rows see
   KeyRange all;      // keys that all of them see
+  KeyRange plain;    // blocks within need nothing but products and exponentials, and have another block before them
 };
 
 template <int kDim, int kDimV>
