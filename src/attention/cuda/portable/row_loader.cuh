@@ -59,20 +59,7 @@ struct KeyRows {
     page = page_table != nullptr ? __ldg(page_table + index) : 0;
   }
 
-  // The warp's rows of kDim elements. REQUIRES: all are of `keys`; KernelParams::rows_together.
-  template <int kDim>
-  __device__ void load_whole(uint32_t destination, const char* source, int64_t page_stride, int64_t row_stride,
-                             int lane) const {
-    using Rows = SharedRows<kDim>;
-    source += 2 * (page * page_stride + row * row_stride);
-#pragma unroll
-    for (int i = 0; i < Rows::kPieces / 2; ++i) {
-      const int r = copied_row<Rows::kPieces>(i, lane), piece = copied_piece<Rows::kPieces>(i, lane);
-      cp_async_16(destination + Rows::offset(r, piece), source + 2 * r * row_stride + 16 * piece);
-    }
-  }
-
-  // Those of `keys`, and zeros for the others.
+  // The warp's rows of kDim elements: those of `keys`, and zeros for the others.
   template <int kDim>
   __device__ void load(uint32_t destination, const char* source, int64_t page_stride, int64_t row_stride,
                        const KernelParams& p, const KeyRange& keys, int lane) const {
@@ -89,10 +76,14 @@ struct KeyRows {
       }
       return;
     }
+    if (row >= 0) source += 2 * (page * page_stride + row * row_stride);
     if (first >= keys.begin && first + 16 <= keys.end) {
-      load_whole<kDim>(destination, source, page_stride, row_stride, lane);
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int r = copied_row<Rows::kPieces>(i, lane), piece = copied_piece<Rows::kPieces>(i, lane);
+        cp_async_16(destination + Rows::offset(r, piece), source + 2 * r * row_stride + 16 * piece);
+      }
     } else {
-      if (row >= 0) source += 2 * (page * page_stride + row * row_stride);
 #pragma unroll 2
       for (int i = 0; i < kCopies; ++i) {
         const int r = copied_row<Rows::kPieces>(i, lane), piece = copied_piece<Rows::kPieces>(i, lane);
