@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/prefetch.h"
 
 namespace onepass {
 
@@ -277,7 +278,13 @@ bool SchedulerLoop::launch() {
 }
 
 void SchedulerLoop::collect() {
-  for (StepExecutor::Sampled& sampled : executor_.collect()) {
+  std::vector<StepExecutor::Sampled> step = executor_.collect();
+  for (size_t i = 0; i < step.size(); ++i) {
+    if (i + 2 * kPrefetchDistance < step.size()) {
+      prefetch(static_cast<Answer*>(step[i + 2 * kPrefetchDistance].request));
+    }
+    if (i + kPrefetchDistance < step.size()) static_cast<Answer*>(step[i + kPrefetchDistance].request)->prefetch_parts();
+    StepExecutor::Sampled& sampled = step[i];
     auto& answer = static_cast<Answer&>(*sampled.request);
     const bool has_ended = answer.state == Request::State::kFinished;
     planner_.on_token(&answer, sampled.token.ok() ? sampled.token->token : 0);
@@ -351,12 +358,22 @@ void SchedulerLoop::publish() {
 }
 
 void SchedulerLoop::hand_out() {
-  for (const Delivery& delivery : outbox_) {
+  GenerateOutput token_piece;
+  token_piece.tokens.resize(1);
+  for (Delivery& delivery : outbox_) {
     try {
-      (*delivery.on_output)(delivery.output);
+      if (delivery.output) {
+        (*delivery.on_output)(*delivery.output);
+        continue;
+      }
+      token_piece.id = delivery.id;
+      token_piece.index = delivery.index;
+      token_piece.tokens[0] = delivery.token;
+      token_piece.text.swap(delivery.text);
+      (*delivery.on_output)(token_piece);
     } catch (const std::exception& error) {
-      log_warning(str_cat("request ", delivery.output.id, " is cancelled: its callback threw: ", error.what()));
-      cancel(delivery.output.id);
+      log_warning(str_cat("request ", delivery.id, " is cancelled: its callback threw: ", error.what()));
+      cancel(delivery.id);
     }
   }
   outbox_.clear();

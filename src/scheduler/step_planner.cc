@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/prefetch.h"
 #include "base/strings.h"
 
 namespace onepass {
@@ -62,6 +63,7 @@ StepPlan StepPlanner::plan() {
 void StepPlanner::plan_decodes(StepPlan& plan, int& budget) {
   // Retraction takes from the end of running_, at this index or after it.
   for (size_t i = 0; i < running_.size(); ++i) {
+    if (i + kPrefetchDistance < running_.size()) prefetch(running_[i + kPrefetchDistance]);
     Request* const request = running_[i];
     if (!request->is_decoding() || request->num_planned() >= request->max_tokens) continue;
     bool is_running = true;

@@ -1,5 +1,7 @@
 #include "tokenizer/incremental_detokenizer.h"
 
+#include <utility>
+
 #include "tokenizer/unicode.h"
 
 namespace onepass {
@@ -20,6 +22,7 @@ std::string IncrementalDetokenizer::flush() {
 }
 
 std::string IncrementalDetokenizer::certain_bytes(bool at_end) {
+  if (is_valid_utf8(bytes_)) return std::exchange(bytes_, {});
   std::string text;
   std::string_view rest = bytes_;
   while (!rest.empty()) {
