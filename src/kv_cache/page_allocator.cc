@@ -154,4 +154,13 @@ void PageAllocator::isolate(std::span<const Violation> violations) {
   }
 }
 
+void PageAllocator::free_all() {
+  free_.clear();
+  for (PageId page = num_pages() - 1; page > 0; --page) {
+    if (states_[page].state == State::kIsolated) continue;
+    states_[page] = PageState();
+    free_.push_back(page);
+  }
+}
+
 }  // namespace onepass

@@ -51,6 +51,28 @@ TEST(SchedulerFailureTest, ACallbackThatThrowsEndsItsRequestAlone) {
   server.expect_idle_and_whole();
 }
 
+TEST(SchedulerFailureTest, AnIdleServerMendsItsCache) {
+  std::mt19937 random(14);
+  // Room for one request of the full length, and not a page more.
+  Server server({.page_size = 16, .context_length = 64, .max_requests = 3, .kv_tokens = 64});
+  bool has_broken = false;
+  const auto breaks = [&](const GenerateOutput&) {
+    if (std::exchange(has_broken, true)) return;
+    const int slot = server.runner->table().acquire();  // a request that nobody knows of holds a page
+    const PageId page = server.runner->table().pages(server.runner->table().used_slots()[0])[0];
+    server.runner->table().append(slot, std::span(&page, 1));
+  };
+  ASSERT_TRUE(server.scheduler->submit(request(random_tokens(random, 20), 3), breaks).ok());
+  while (server.runner->table().num_used() > 0 || !has_broken) std::this_thread::sleep_for(1ms);
+  server.expect_idle_and_whole();
+  EXPECT_EQ(server.scheduler->stats().total_pages, 3);
+  EXPECT_EQ(server.generate(request(random_tokens(random, 20), 8))[0].tokens.size(), 8u);
+  const GenerateResult whole = server.generate(request(random_tokens(random, 20), 44))[0];
+  EXPECT_EQ(whole.finish_reason, FinishReason::kError);
+  EXPECT_EQ(whole.status.message(), "the KV cache has lost pages: 64 tokens wanted, room for 48");
+  server.expect_idle_and_whole();
+}
+
 TEST(SchedulerFailureTest, ABrokenInvariantAnswersWhatIsInFlight) {
   std::mt19937 random(13);
   Collector collector;

@@ -231,9 +231,18 @@ void SchedulerLoop::drain() {
   }
 }
 
+void SchedulerLoop::audit() {
+  needs_audit_ = false;
+  const std::vector<std::string> wrong = cache_.repair();
+  for (const std::string& line : wrong) log_error(str_cat("KV cache: ", line, "; taken out of use"));
+  if (!wrong.empty()) publish();
+}
+
 void SchedulerLoop::receive() {
+  const auto is_busy = [&] { return executor_.num_in_flight() > 0 || !planner_.idle(); };
+  if (!is_busy() && needs_audit_) audit();
   std::unique_lock lock(mutex_);
-  wake_.wait(lock, [&] { return !inbox_.empty() || executor_.num_in_flight() > 0 || !planner_.idle(); });
+  wake_.wait(lock, [&] { return !inbox_.empty() || is_busy(); });
   published_.waiting_requests += inbox_.num_requests;  // until publish() counts them
   received_ = std::exchange(inbox_, Inbox());
 }
@@ -244,6 +253,14 @@ void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
   RequestGroup& known = *(groups_[group->id()] = std::move(group));
   for (const std::unique_ptr<Answer>& answer : known.answers()) {
     if (trace_) trace_->arrived(*answer);
+    if (const int64_t room = int64_t{cache_.capacity()} * cache_.page_size(); answer->max_tokens > room) {
+      known.end(
+          *answer, FinishReason::kError,
+          resource_exhausted("the KV cache has lost pages: ", answer->max_tokens, " tokens wanted, room for ", room));
+      answer->state = Request::State::kFinished;
+      ending_.push_back(known.id());
+      continue;
+    }
     planner_.add(answer.get());
   }
 }
@@ -268,6 +285,7 @@ bool SchedulerLoop::launch() {
   const auto begin = SteadyClock::now();
   executor_.launch(plan);
   ++totals_.steps;
+  needs_audit_ = true;
   totals_.computed_tokens += plan.num_tokens();
   if (trace_) {
     trace_->step(plan, begin, SteadyClock::now(), planner_,
@@ -283,7 +301,8 @@ void SchedulerLoop::collect() {
     if (i + 2 * kPrefetchDistance < step.size()) {
       prefetch(static_cast<Answer*>(step[i + 2 * kPrefetchDistance].request));
     }
-    if (i + kPrefetchDistance < step.size()) static_cast<Answer*>(step[i + kPrefetchDistance].request)->prefetch_parts();
+    if (i + kPrefetchDistance < step.size())
+      static_cast<Answer*>(step[i + kPrefetchDistance].request)->prefetch_parts();
     StepExecutor::Sampled& sampled = step[i];
     auto& answer = static_cast<Answer&>(*sampled.request);
     const bool has_ended = answer.state == Request::State::kFinished;

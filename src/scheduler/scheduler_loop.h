@@ -63,6 +63,8 @@ class SchedulerLoop {
   void fail(const std::string& what);
   // What came while serve() ended. Marks the thread as ended.
   void drain();
+  // Audits the cache once it is idle after work, and mends it: a leaked page costs that page, not the server.
+  void audit();
   // Takes the inbox; blocks while there is nothing to do.
   void receive();
   void arrive(std::unique_ptr<RequestGroup> group);
@@ -110,6 +112,7 @@ class SchedulerLoop {
   absl::flat_hash_map<uint64_t, std::unique_ptr<RequestGroup>> groups_;
   std::vector<Delivery> outbox_;
   std::vector<uint64_t> with_deadline_;
+  bool needs_audit_ = false;      // steps have run since the last one
   std::vector<uint64_t> ending_;  // groups of which an answer has ended
   SchedulerStats totals_;         // the counts since the start
 
