@@ -150,8 +150,10 @@ void PageAllocator::isolate(std::span<const Violation> violations) {
     if (state.state == State::kIsolated) continue;
     state = {State::kIsolated, -1};
     --capacity_;
-    std::erase(free_, violation.page);
   }
+  std::erase_if(free_, [&](PageId page) {
+    return page >= 0 && page < num_pages() && states_[page].state == State::kIsolated;
+  });
 }
 
 void PageAllocator::free_all() {

@@ -19,7 +19,8 @@ SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, co
       cache_(runner.table(), runner.pool().config().num_pages, runner.options().page_size, options.prefix_caching),
       planner_({.max_tokens_per_step = runner.options().max_tokens_per_step,
                 .max_running_requests = runner.options().max_requests,
-                .policy = options.longest_prefix_first ? SchedulePolicy::kLpm : SchedulePolicy::kFcfs},
+                .policy = options.longest_prefix_first ? SchedulePolicy::kLpm : SchedulePolicy::kFcfs,
+                .explains_waiting = trace_ != nullptr},
                cache_),
       executor_(runner) {
   planner_.set_listener([this](PlanEvent event, Request& request) { on_plan_event(event, request); });
@@ -234,8 +235,11 @@ void SchedulerLoop::drain() {
 void SchedulerLoop::audit() {
   needs_audit_ = false;
   const std::vector<std::string> wrong = cache_.repair();
-  for (const std::string& line : wrong) log_error(str_cat("KV cache: ", line, "; taken out of use"));
-  if (!wrong.empty()) publish();
+  if (wrong.empty()) return;
+  constexpr size_t kMostLines = 10;
+  for (size_t i = 0; i < std::min(kMostLines, wrong.size()); ++i) log_error(str_cat("KV cache: ", wrong[i]));
+  log_error(str_cat("KV cache: ", wrong.size(), " defects mended; ", cache_.capacity(), " pages are left"));
+  publish();
 }
 
 void SchedulerLoop::receive() {
@@ -253,16 +257,26 @@ void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
   RequestGroup& known = *(groups_[group->id()] = std::move(group));
   for (const std::unique_ptr<Answer>& answer : known.answers()) {
     if (trace_) trace_->arrived(*answer);
-    if (const int64_t room = int64_t{cache_.capacity()} * cache_.page_size(); answer->max_tokens > room) {
-      known.end(
-          *answer, FinishReason::kError,
-          resource_exhausted("the KV cache has lost pages: ", answer->max_tokens, " tokens wanted, room for ", room));
-      answer->state = Request::State::kFinished;
-      ending_.push_back(known.id());
-      continue;
-    }
+    if (!fit_to_cache(*answer)) continue;
     planner_.add(answer.get());
   }
+}
+
+bool SchedulerLoop::fit_to_cache(Answer& answer) {
+  // The cache holds less than when the request was taken only if it has lost pages.
+  const auto room = static_cast<int>(std::min<int64_t>(answer.max_tokens, int64_t{cache_.capacity()} * cache_.page_size()));
+  if (answer.num_prompt_tokens < room) {
+    answer.completion.limit(room - answer.num_prompt_tokens);
+    answer.max_tokens = room;
+    return true;
+  }
+  answer.group->end(answer, FinishReason::kError,
+                    resource_exhausted("prompt: ", answer.num_prompt_tokens, " tokens, but the KV cache has lost pages and holds ", room));
+  if (trace_) trace_->ended(answer, to_string(answer.end_reason));
+  answer.state = Request::State::kFinished;
+  ++totals_.finished_requests;
+  ending_.push_back(answer.group->id());
+  return false;
 }
 
 void SchedulerLoop::on_plan_event(PlanEvent event, Request& request) {

@@ -68,6 +68,8 @@ class SchedulerLoop {
   // Takes the inbox; blocks while there is nothing to do.
   void receive();
   void arrive(std::unique_ptr<RequestGroup> group);
+  // Cuts a new answer to what the cache holds; false, and it has ended with an error, when its prompt does not fit.
+  bool fit_to_cache(Answer& answer);
   void on_plan_event(PlanEvent event, Request& request);
   // Plans a step and starts it; false when there is none.
   bool launch();
