@@ -34,7 +34,8 @@ struct AttentionParams {
 
   // Keys and values. Paged (page_table given): [num_pages, page_size, num_heads_kv, head_dim], k_page_stride between
   // pages. Contiguous (page_table null): [total_k, num_heads_kv, head_dim], request b begins at row cu_seqlens_k[b].
-  // v's last dimension is head_dim_v.
+  // v's last dimension is head_dim_v. total_kv_rows says how far the memory of both reaches, in rows of one token:
+  // num_pages * page_size, or total_k; 0 when the caller does not know, and kernels that copy by tensor maps refuse.
   const void* k = nullptr;
   const void* v = nullptr;
   DType kv_dtype = DType::kF32;
@@ -44,6 +45,7 @@ struct AttentionParams {
   int64_t v_page_stride = 0;
   int64_t v_row_stride = 0;
   int64_t v_head_stride = 0;
+  int64_t total_kv_rows = 0;
 
   // Results: out [total_q, num_heads, head_dim_v]; softmax_lse [num_heads, total_q] float32, or null.
   void* out = nullptr;

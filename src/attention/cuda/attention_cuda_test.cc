@@ -1,0 +1,101 @@
+// Every kernel against the float64 reference, on random problems that it takes.
+#include <cmath>
+
+#include "attention/cuda/testing/kernel_test.h"
+
+namespace onepass {
+namespace {
+
+constexpr int kDefaultIterations = 200;
+
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionCudaTest, testing::ValuesIn(kernels_to_test()), [](const auto& kernel) {
+  std::string name(kernel.param->name);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+TEST(AttentionCuda, HasTheKernelToTest) {
+  const char* name = std::getenv("ONEPASS_TEST_KERNEL");
+  EXPECT_FALSE(kernels_to_test().empty())
+      << "ONEPASS_TEST_KERNEL: no kernel is called \"" << (name ? name : "") << "\"";
+}
+
+TEST_P(AttentionCudaTest, MatchesTheReference) {
+  const auto iterations = environment("ONEPASS_TEST_ITERATIONS", kDefaultIterations);
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1));
+  for (int64_t i = 0; i < iterations; ++i) {
+    ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    expect_right(problem);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 1);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    ASSERT_OK(problem.clear_output());
+    ASSERT_OK(runner.run(problem.params()));
+    ASSERT_OK(runner.finish());
+    expect_right(problem);
+  }
+}
+
+TEST_P(AttentionCudaTest, TakesNoRows) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
+  ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));
+  for (int& rows : spec.seqlens_q) rows = 0;
+  ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+  ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+  ASSERT_OK(runner.attend(problem.params()));
+  ASSERT_OK(problem.result().status());
+  EXPECT_TRUE(problem.padding_intact());
+}
+
+TEST_P(AttentionCudaTest, LeavesOutTheLse) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 9);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    AttentionParams params = problem.params();
+    params.softmax_lse = nullptr;
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), params));
+    ASSERT_OK(runner.attend(params));
+    ASSERT_OK_AND_ASSIGN(const AttentionResult result, problem.result());
+    const AttentionResult exact = problem.host().run_reference(host());
+    const AttentionDifference difference = compare(result, exact);
+    EXPECT_LE(difference.max_out, error_bound(problem.host(), exact, host()).out) << difference.worst;
+    for (const float lse : result.lse) ASSERT_TRUE(std::isnan(lse));
+  }
+}
+
+// K and V beyond 2^31 elements (4 GiB each).
+TEST_P(AttentionCudaTest, OffsetsHave64Bits) {
+  if (gpu().memory_bytes < int64_t{20} << 30) GTEST_SKIP() << "needs 20 GiB of device memory";
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 4);
+  for (const bool paged : {true, false}) {
+    const StatusOr<AttentionSpec> drawn = supported_spec(rng, [paged](const AttentionSpec& s) {
+      return (s.page_size > 0) == paged && s.kv_dtype != DType::kF32 && s.seqlens_q[0] > 0 && s.seqlens_k[0] > 128 &&
+             s.head_dim == s.head_dim_v;
+    });
+    if (!drawn.ok()) continue;  // paged or contiguous alone
+    const AttentionSpec& spec = *drawn;
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec, (int64_t{1} << 31) + 12345));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    expect_right(problem);
+  }
+}
+
+}  // namespace
+}  // namespace onepass

@@ -1,0 +1,15 @@
+// The kernels of this folder, one constant each; flash_attention_cuda.cc orders them.
+#pragma once
+
+#include "attention/cuda/flash_attention_cuda.h"
+
+namespace onepass {
+
+// mma.sync and cp.async, sm_80 and later: every option of AttentionParams. The slow twin of the others.
+extern const CudaAttentionKernel kPortableAttention;
+
+// Float32 arithmetic, a block for each query row and head: every option, any dtype, head dimensions up to 512. The
+// plain twin of the others, not fast.
+extern const CudaAttentionKernel kNaiveAttention;
+
+}  // namespace onepass
