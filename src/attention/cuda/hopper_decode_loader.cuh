@@ -1,0 +1,211 @@
+// The side of the decode kernel that talks to memory: each warp copies its own 16 keys of every block into a ring of its
+// own in shared memory, so that no warp ever waits for another's data.
+#pragma once
+
+#include "attention/cuda/hopper_decode_args.h"
+#include "attention/cuda/hopper_decode_ptx.cuh"
+
+namespace onepass::hopper_decode {
+
+// A unit of the ring is 16 rows of K or of V, 64 or 128 numbers of each; head dimension 256 takes two units for each.
+// Rows are swizzled: 16-byte chunk c of row r lies at chunk c ^ (r % 8), for ldmatrix without bank conflicts.
+template <int kHeadDim>
+struct Ring {
+  static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
+  static constexpr int kUnitsOfRow = kHeadDim / kUnitDims;
+  static constexpr int kUnitsOfBlock = 2 * kUnitsOfRow;  // K, then V
+  static constexpr int kRowBytes = 2 * kUnitDims;
+  static constexpr int kUnitBytes = kWarpKeys * kRowBytes;
+  // 24 KB a warp, 96 KB a thread block: deep enough for the latency of memory at full speed (23 GB/s times 1 us, four
+  // times over), and small enough that the next kernel's block fits beside this one in an SM.
+  static constexpr int kUnits = 24 * 1024 / kUnitBytes;
+  static constexpr int kBytes = kUnits * kUnitBytes;
+};
+
+__device__ __forceinline__ Item load_item(const Item* address) {
+  Item item;
+  const int4* from = reinterpret_cast<const int4*>(address);
+  int4* to = reinterpret_cast<int4*>(&item);
+  to[0] = from[0];
+  to[1] = from[1];
+  to[2] = from[2];
+  return item;
+}
+
+__device__ __forceinline__ const Item* item_address(const RunArgs& args, const Worker& worker, int next_item, int i) {
+  return i == 0 ? &worker.first : args.items + next_item + i - 1;
+}
+
+// The keys that any row of an item sees: [lo, hi).
+struct ItemKeys {
+  int lo;
+  int hi;
+};
+
+__device__ __forceinline__ ItemKeys visible_keys(const Mask& mask, const Item& item) {
+  const int p = item.seqlen_k - item.seqlen_q;
+  return {visible_keys(mask, p, item.seqlen_k).lo, visible_keys(mask, p + item.seqlen_q - 1, item.seqlen_k).hi + 1};
+}
+
+__device__ __forceinline__ int page_of(const RunArgs& args, int key) {
+  return args.page_shift >= 0 ? key >> args.page_shift : key / args.page_size;
+}
+
+// Walks over a worker's items and blocks ahead of the multiplication.
+template <int kHeadDim>
+class Loader {
+ public:
+  using R = Ring<kHeadDim>;
+  static constexpr int kLanesOfRow = R::kRowBytes / 16;
+  static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
+
+  __device__ Loader(const RunArgs& args, const Worker& worker, int num_items, int next_item)
+      : args_(args), worker_(worker), num_items_(num_items), next_item_(next_item) {
+    lane_ = threadIdx.x % 32;
+    const int row = lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
+    k_lane_ = row * args.k_row_stride + chunk * 8;
+    v_lane_ = row * args.v_row_stride + chunk * 8;
+    shared_lane_ = row * R::kRowBytes + (chunk ^ row) * 16;
+  }
+
+  // Copies part `kPart` of the next block (the units of K, then those of V) to `unit`, as one group of copies.
+  template <int kPart>
+  __device__ __forceinline__ void issue(uint32_t unit) {
+    if constexpr (kPart == 0) advance();
+    if (active_) {
+      if constexpr (kPart < R::kUnitsOfRow) {
+        copy(unit, args_.k + kPart * R::kUnitDims, k_offset_, k_lane_, args_.k_row_stride);
+      } else {
+        copy(unit, args_.v + (kPart - R::kUnitsOfRow) * R::kUnitDims, v_offset_, v_lane_, args_.v_row_stride);
+      }
+    }
+    commit_copies();
+  }
+
+ private:
+  __device__ __forceinline__ void advance() {
+    if (done_) return;
+    ++block_;
+    bool page_is_known = true;
+    while (block_ >= block_end_) {
+      if (item_ == num_items_) {
+        done_ = true;
+        active_ = false;
+        let_next_kernel_start();  // memory will soon be idle: its prefetches may come
+        return;
+      }
+      open(load_item(item_address(args_, worker_, next_item_, item_)));
+      ++item_;
+      page_is_known = false;
+    }
+    first_key_ = block_ * kBlockKeys + threadIdx.x / 32 * kWarpKeys;
+    active_ = first_key_ < keys_.hi && first_key_ + kWarpKeys > keys_.lo;
+    // Where a page holds all 16 keys, every lane computes the place of the first; else each the place of key lane % 16.
+    const int key = first_key_ + (args_.rows_scattered ? lane_ % kWarpKeys : 0);
+    const bool needed = args_.rows_scattered ? key >= keys_.lo && key < keys_.hi : active_;
+    int64_t slot = key + kv_begin_;
+    int page = 0;
+    if (args_.page_table != nullptr && needed) {
+      const int index = page_of(args_, key);
+      page = page_is_known ? page_ahead_ : pages_[index];
+      slot = key - index * args_.page_size;
+    }
+    k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
+    v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
+    // The next block's page is asked for now, a block's time before it is used.
+    const int key_ahead = key + kBlockKeys;
+    if (args_.page_table != nullptr && block_ + 1 < block_end_ && key_ahead < keys_.hi) {
+      page_ahead_ = pages_[page_of(args_, key_ahead)];
+    }
+  }
+
+  __device__ __forceinline__ void open(const Item& item) {
+    block_ = item.block_begin;
+    block_end_ = item.block_end;
+    keys_ = visible_keys(args_.mask, item);
+    kv_begin_ = item.kv_begin;
+    k_head_ = item.head_kv * args_.k_head_stride;
+    v_head_ = item.head_kv * args_.v_head_stride;
+    pages_ = args_.page_table + item.request * args_.page_table_stride;
+  }
+
+  __device__ __forceinline__ void copy(uint32_t unit, const uint16_t* base, int64_t offset, int64_t lane_offset,
+                                       int64_t row_stride) {
+    const bool whole = first_key_ >= keys_.lo && first_key_ + kWarpKeys <= keys_.hi;
+    const uint16_t* source = base + offset + lane_offset;
+#pragma unroll
+    for (int row = 0; row < kWarpKeys; row += kRowsAtOnce) {
+      const int lane_row = row + lane_ / kLanesOfRow;
+      const int key = first_key_ + lane_row;
+      const bool valid = whole || (key >= keys_.lo && key < keys_.hi);
+      if (args_.rows_scattered) {
+        source = base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8;
+      }
+      copy_16_async(unit + (shared_lane_ ^ (row % 8 * 16)) + row * R::kRowBytes, source, valid);
+      source += kRowsAtOnce * row_stride;
+    }
+  }
+
+  const RunArgs& args_;
+  const Worker& worker_;
+  int num_items_;
+  int next_item_;
+  int lane_;
+  int64_t k_lane_;  // from the unit's first row to what this lane copies first
+  int64_t v_lane_;
+  uint32_t shared_lane_;
+  // The item.
+  int item_ = 0;
+  int block_ = 0;
+  int block_end_ = 0;
+  ItemKeys keys_ = {0, 0};
+  int kv_begin_ = 0;
+  int64_t k_head_ = 0;
+  int64_t v_head_ = 0;
+  const int32_t* pages_ = nullptr;
+  int page_ahead_ = 0;
+  // The block.
+  bool done_ = false;  // all blocks have been asked for
+  bool active_ = false;  // this warp has visible keys in it
+  int first_key_ = 0;    // of this warp
+  int64_t k_offset_ = 0;
+  int64_t v_offset_ = 0;
+};
+
+// Asks for the worker's first blocks to be brought into the L2 cache, while the kernels before this one still run. What
+// is read here may be out of date: every number is checked, and nothing but the prefetch depends on it.
+template <int kHeadDim>
+__device__ __forceinline__ void prefetch_first_blocks(const RunArgs& args, const Worker& worker) {
+  using R = Ring<kHeadDim>;
+  if (args.total_kv_rows == 0) return;
+  const int4* words = reinterpret_cast<const int4*>(&worker);
+  const int4 place = load_relaxed(words);       // request, head_kv, block_begin, block_end
+  const int4 lengths = load_relaxed(words + 1);  // q_begin, seqlen_q, seqlen_k, kv_begin
+  if (place.x < 0 || place.x >= args.batch || place.y < 0 || place.y >= args.num_heads_kv) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int i = 0; i < R::kUnits / R::kUnitsOfBlock; ++i) {
+    const int64_t block = static_cast<int64_t>(place.z) + i;
+    const int64_t key = block * kBlockKeys + warp * kWarpKeys + lane % kWarpKeys;
+    if (block >= place.w || key < 0 || key >= lengths.z) continue;
+    int64_t row = key + lengths.w, k_offset, v_offset;
+    if (args.page_table != nullptr) {
+      const int64_t index = key / args.page_size;
+      if (index >= args.page_table_stride) continue;
+      const int page = load_relaxed(args.page_table + place.x * args.page_table_stride + index);
+      const int64_t slot = key - index * args.page_size;
+      row = static_cast<int64_t>(page) * args.page_size + slot;
+      k_offset = page * args.k_page_stride + slot * args.k_row_stride;
+      v_offset = page * args.v_page_stride + slot * args.v_row_stride;
+    } else {
+      k_offset = row * args.k_row_stride;
+      v_offset = row * args.v_row_stride;
+    }
+    if (row < 0 || row >= args.total_kv_rows) continue;
+    prefetch_to_l2(lane < kWarpKeys ? args.k + k_offset + place.y * args.k_head_stride
+                                    : args.v + v_offset + place.y * args.v_head_stride,
+                   2 * kHeadDim);
+  }
+}
+
+}  // namespace onepass::hopper_decode
