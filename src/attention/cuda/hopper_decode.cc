@@ -18,7 +18,8 @@ constexpr int64_t kMaxScratchBytes = int64_t{1} << 31;
 int packed_rows(const AttentionParams& params) { return params.num_heads / params.num_heads_kv * params.max_seqlen_q; }
 
 // Rows of 8 in a block, and blocks that share a worker's keys when its rows are more than that.
-int column_tiles(const AttentionParams& params) { return packed_rows(params) > 8 ? 2 : 1; }
+// 16 rows of head dimension 256 are more than the registers hold.
+int column_tiles(const AttentionParams& params) { return packed_rows(params) > 8 && params.head_dim <= 128 ? 2 : 1; }
 int row_groups(const AttentionParams& params) {
   const int rows = 8 * column_tiles(params);
   return std::max(1, (packed_rows(params) + rows - 1) / rows);
@@ -86,8 +87,8 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.sinks = params.sinks;
   args.workers = reinterpret_cast<const hopper_decode::Worker*>(scratch + layout.workers_offset);
   args.items = reinterpret_cast<const hopper_decode::Item*>(scratch + layout.items_offset);
-  args.slots = reinterpret_cast<float4*>(scratch + layout.slots_offset);
-  args.sums = reinterpret_cast<float2*>(scratch + layout.sums_offset);
+  args.slots = reinterpret_cast<float*>(scratch + layout.slots_offset);
+  args.sums = reinterpret_cast<float*>(scratch + layout.sums_offset);
   args.q_row_stride = params.q_row_stride;
   args.q_head_stride = params.q_head_stride;
   args.k_page_stride = params.k_page_stride;

@@ -22,8 +22,8 @@ struct RunArgs {
   const float* sinks;
   const Worker* workers;
   const Item* items;
-  float4* slots;  // partial_out [slots][slot_rows][head_dim], relative to the maximum
-  float2* sums;   // [slots][slot_rows]: maximum (of scores in powers of 2) and sum
+  float* slots;  // partial_out [slots][slot_rows][head_dim], relative to the maximum
+  float* sums;   // [slots][slot_rows]: maximum (of scores in powers of 2) and sum
   int64_t q_row_stride, q_head_stride;
   int64_t k_page_stride, k_row_stride, k_head_stride;
   int64_t v_page_stride, v_row_stride, v_head_stride;

@@ -308,8 +308,10 @@ Status launch_variant(const RunArgs& args, const Launch& launch, CUstream_st* st
 
 template <int kHeadDim>
 Status launch_decode(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
-  return launch.column_tiles == 1 ? launch_variant<kHeadDim, 1>(args, launch, stream)
-                                  : launch_variant<kHeadDim, 2>(args, launch, stream);
+  if constexpr (kHeadDim <= 128) {
+    if (launch.column_tiles == 2) return launch_variant<kHeadDim, 2>(args, launch, stream);
+  }
+  return launch_variant<kHeadDim, 1>(args, launch, stream);
 }
 
 }  // namespace onepass::hopper_decode

@@ -77,11 +77,11 @@ __device__ __forceinline__ void write_result(const RunArgs& args, const Item& it
 
 template <int kHeadDim>
 __device__ __forceinline__ float4* slot_out(const RunArgs& args, int slot, int row, int d) {
-  return args.slots + ((static_cast<int64_t>(slot) * args.slot_rows + row) * kHeadDim + d) / 4;
+  return reinterpret_cast<float4*>(args.slots + (static_cast<int64_t>(slot) * args.slot_rows + row) * kHeadDim + d);
 }
 
 __device__ __forceinline__ float2* slot_sum(const RunArgs& args, int slot, int row) {
-  return args.sums + static_cast<int64_t>(slot) * args.slot_rows + row;
+  return reinterpret_cast<float2*>(args.sums) + static_cast<int64_t>(slot) * args.slot_rows + row;
 }
 
 template <int kHeadDim>
