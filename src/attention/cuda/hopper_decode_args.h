@@ -7,9 +7,9 @@
 
 namespace onepass::hopper_decode {
 
-inline constexpr int kWarps = 4;
-inline constexpr int kWarpKeys = kBlockKeys / kWarps;  // 16, the M of mma.sync: each warp has its own keys of a block
-static_assert(kWarpKeys == 16);
+inline constexpr int kWarps = 8;
+inline constexpr int kChunkKeys = 16;  // the M of mma.sync; a warp takes every eighth chunk of an item
+inline constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
 
 // Strides in elements of 16 bits (out: of its own type).
 struct RunArgs {

@@ -1,8 +1,8 @@
 // The decode kernel: mma.sync with the keys on M = 16 and the packed query rows on N = 8, so that eight rows (one token of
 // eight query heads, say) waste nothing:
 //   S^T [16 keys][8 rows] = K [16 keys][head_dim] Q^T,   O^T [head_dim][8 rows] += V^T [head_dim][16 keys] P^T.
-// Each of the four warps walks over its own 16 keys of every block with its own maximum, sum and output; they meet at the end of an
-// item, and not before.
+// Each of the eight warps walks over its own chunks of 16 keys with its own maximum, sum and output; they meet at the end of
+// an item, and not before.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -131,7 +131,7 @@ struct WarpState {
     }
   }
 
-  // All warps: adds up what the four have and writes it, to `out` or to the part's slot.
+  // All warps: adds up what the eight have and writes it, to `out` or to the part's slot.
   __device__ __forceinline__ void finish(const RunArgs& args, const Item& item, int row_begin, Shared& shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = item.seqlen_q * args.group;
 #pragma unroll
@@ -179,7 +179,7 @@ struct WarpState {
  private:
   // softcap * tanh(x), times log2(e): the exponential is exact to float32, where tanh.approx would cost 11 bits.
   static __device__ __forceinline__ float capped(float x, float scale) {
-    return scale - 2.0f * scale / (exp2_approx(2.0f * kLog2E * x) + 1.0f);
+    return scale - __fdividef(2.0f * scale, exp2_approx(2.0f * kLog2E * x) + 1.0f);
   }
 
   __device__ __forceinline__ void move_maximum(const float (&scores)[kColumnTiles][4]) {
@@ -204,7 +204,7 @@ struct WarpState {
 };
 
 template <int kHeadDim, int kColumnTiles, bool kBf16>
-__global__ void __launch_bounds__(kWarps * 32, 2) decode_kernel(const __grid_constant__ RunArgs args) {
+__global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_constant__ RunArgs args) {
   using R = Ring<kHeadDim>;
   using State = WarpState<kHeadDim, kColumnTiles, kBf16>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
@@ -213,14 +213,13 @@ __global__ void __launch_bounds__(kWarps * 32, 2) decode_kernel(const __grid_con
   const int row_begin = blockIdx.x % args.row_groups * kColumnTiles * 8;
   const int warp = threadIdx.x / 32;
 
-  prefetch_first_blocks<kHeadDim>(args, worker);
+  prefetch_first_chunks<kHeadDim>(args, worker);
   wait_for_earlier_kernels();
   const int num_items = worker.num_items, next_item = worker.next_item;
   const uint32_t ring = shared_address(shared.ring[warp]);
   Loader<kHeadDim> loader(args, worker, num_items, next_item);
-  [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
-    (loader.template issue<kUnit % R::kUnitsOfBlock>(ring + kUnit * R::kUnitBytes), ...);
-  }(std::make_integer_sequence<int, R::kUnits>());
+#pragma unroll 1
+  for (int i = 0; i < R::kUnits; ++i) loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
 
   uint32_t unit = ring;  // the oldest of the ring
   const uint32_t ring_end = ring + R::kBytes;
@@ -230,23 +229,18 @@ __global__ void __launch_bounds__(kWarps * 32, 2) decode_kernel(const __grid_con
     __syncwarp();
     use(unit);
     __syncwarp();
-    loader.template issue<(kPart + R::kUnits) % R::kUnitsOfBlock>(unit);
+    loader.issue((kPart + R::kUnits) % R::kUnitsOfChunk, unit);
     unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
   };
 
   for (int i = 0; i < num_items; ++i) {
     const Item item = load_item(item_address(args, worker, next_item, i));
-    const ItemKeys keys = visible_keys(args.mask, item);
-    // Keys that all rows see: from the last row's first to the first row's last.
-    const int p = item.seqlen_k - item.seqlen_q;
-    const int all_see_lo = visible_keys(args.mask, p + item.seqlen_q - 1, item.seqlen_k).lo;
-    const int all_see_hi = visible_keys(args.mask, p, item.seqlen_k).hi;
     State state;
     state.begin(args, item, row_begin);
-    for (int block = item.block_begin; block < item.block_end; ++block) {
-      const int first_key = block * kBlockKeys + warp * kWarpKeys;
-      const bool active = first_key < keys.hi && first_key + kWarpKeys > keys.lo;
-      const bool masked = first_key < all_see_lo || first_key + kWarpKeys - 1 > all_see_hi;
+    for (int chunk = item.block_begin * kChunksOfBlock + warp; chunk < item.block_end * kChunksOfBlock; chunk += kWarps) {
+      const int first_key = chunk * kChunkKeys;
+      const bool active = first_key < item.some_hi && first_key + kChunkKeys > item.some_lo;
+      const bool masked = first_key < item.all_lo || first_key + kChunkKeys > item.all_hi;
       float scores[2][kColumnTiles][4] = {};
       uint32_t weights[kColumnTiles][2];
       [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {

@@ -1,5 +1,5 @@
-// The side of the decode kernel that talks to memory: each warp copies its own 16 keys of every block into a ring of its
-// own in shared memory, so that no warp ever waits for another's data.
+// The side of the decode kernel that talks to memory: each warp copies its own chunks of 16 keys into a ring of its own
+// in shared memory, so that no warp ever waits for another's data.
 #pragma once
 
 #include "attention/cuda/hopper_decode_args.h"
@@ -13,11 +13,11 @@ template <int kHeadDim>
 struct Ring {
   static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
   static constexpr int kUnitsOfRow = kHeadDim / kUnitDims;
-  static constexpr int kUnitsOfBlock = 2 * kUnitsOfRow;  // K, then V
+  static constexpr int kUnitsOfChunk = 2 * kUnitsOfRow;  // K, then V
   static constexpr int kRowBytes = 2 * kUnitDims;
-  static constexpr int kUnitBytes = kWarpKeys * kRowBytes;
-  // 24 KB a warp, 96 KB a thread block: deep enough for the latency of memory at full speed (23 GB/s times 1 us, four
-  // times over), and small enough that the next kernel's block fits beside this one in an SM.
+  static constexpr int kUnitBytes = kChunkKeys * kRowBytes;
+  // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of memory, and
+  // as much again several times, so that memory has work while warps meet at the end of an item.
   static constexpr int kUnits = 24 * 1024 / kUnitBytes;
   static constexpr int kBytes = kUnits * kUnitBytes;
 };
@@ -29,6 +29,7 @@ __device__ __forceinline__ Item load_item(const Item* address) {
   to[0] = from[0];
   to[1] = from[1];
   to[2] = from[2];
+  to[3] = from[3];
   return item;
 }
 
@@ -36,22 +37,11 @@ __device__ __forceinline__ const Item* item_address(const RunArgs& args, const W
   return i == 0 ? &worker.first : args.items + next_item + i - 1;
 }
 
-// The keys that any row of an item sees: [lo, hi).
-struct ItemKeys {
-  int lo;
-  int hi;
-};
-
-__device__ __forceinline__ ItemKeys visible_keys(const Mask& mask, const Item& item) {
-  const int p = item.seqlen_k - item.seqlen_q;
-  return {visible_keys(mask, p, item.seqlen_k).lo, visible_keys(mask, p + item.seqlen_q - 1, item.seqlen_k).hi + 1};
-}
-
 __device__ __forceinline__ int page_of(const RunArgs& args, int key) {
   return args.page_shift >= 0 ? key >> args.page_shift : key / args.page_size;
 }
 
-// Walks over a worker's items and blocks ahead of the multiplication.
+// Walks over this warp's chunks of a worker's items ahead of the multiplication.
 template <int kHeadDim>
 class Loader {
  public:
@@ -68,16 +58,13 @@ class Loader {
     shared_lane_ = row * R::kRowBytes + (chunk ^ row) * 16;
   }
 
-  // Copies part `kPart` of the next block (the units of K, then those of V) to `unit`, as one group of copies.
-  template <int kPart>
-  __device__ __forceinline__ void issue(uint32_t unit) {
-    if constexpr (kPart == 0) advance();
+  // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`, as one group of copies.
+  __device__ __forceinline__ void issue(int part, uint32_t unit) {
+    if (part == 0) advance();
     if (active_) {
-      if constexpr (kPart < R::kUnitsOfRow) {
-        copy(unit, args_.k + kPart * R::kUnitDims, k_offset_, k_lane_, args_.k_row_stride);
-      } else {
-        copy(unit, args_.v + (kPart - R::kUnitsOfRow) * R::kUnitDims, v_offset_, v_lane_, args_.v_row_stride);
-      }
+      const bool is_k = part < R::kUnitsOfRow;
+      copy(unit, is_k ? args_.k + part * R::kUnitDims : args_.v + (part - R::kUnitsOfRow) * R::kUnitDims,
+           is_k ? k_offset_ : v_offset_, is_k ? k_lane_ : v_lane_, is_k ? args_.k_row_stride : args_.v_row_stride);
     }
     commit_copies();
   }
@@ -85,9 +72,9 @@ class Loader {
  private:
   __device__ __forceinline__ void advance() {
     if (done_) return;
-    ++block_;
+    chunk_ += kWarps;
     bool page_is_known = true;
-    while (block_ >= block_end_) {
+    while (chunk_ >= chunk_end_) {
       if (item_ == num_items_) {
         done_ = true;
         active_ = false;
@@ -98,11 +85,11 @@ class Loader {
       ++item_;
       page_is_known = false;
     }
-    first_key_ = block_ * kBlockKeys + threadIdx.x / 32 * kWarpKeys;
-    active_ = first_key_ < keys_.hi && first_key_ + kWarpKeys > keys_.lo;
+    first_key_ = chunk_ * kChunkKeys;
+    active_ = first_key_ < hi_ && first_key_ + kChunkKeys > lo_;
     // Where a page holds all 16 keys, every lane computes the place of the first; else each the place of key lane % 16.
-    const int key = first_key_ + (args_.rows_scattered ? lane_ % kWarpKeys : 0);
-    const bool needed = args_.rows_scattered ? key >= keys_.lo && key < keys_.hi : active_;
+    const int key = first_key_ + (args_.rows_scattered ? lane_ % kChunkKeys : 0);
+    const bool needed = args_.rows_scattered ? key >= lo_ && key < hi_ : active_;
     int64_t slot = key + kv_begin_;
     int page = 0;
     if (args_.page_table != nullptr && needed) {
@@ -112,17 +99,18 @@ class Loader {
     }
     k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
     v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
-    // The next block's page is asked for now, a block's time before it is used.
-    const int key_ahead = key + kBlockKeys;
-    if (args_.page_table != nullptr && block_ + 1 < block_end_ && key_ahead < keys_.hi) {
+    // The next chunk's page is asked for now, a chunk's time before it is used.
+    const int key_ahead = key + kWarps * kChunkKeys;
+    if (args_.page_table != nullptr && chunk_ + kWarps < chunk_end_ && key_ahead < hi_) {
       page_ahead_ = pages_[page_of(args_, key_ahead)];
     }
   }
 
   __device__ __forceinline__ void open(const Item& item) {
-    block_ = item.block_begin;
-    block_end_ = item.block_end;
-    keys_ = visible_keys(args_.mask, item);
+    chunk_ = item.block_begin * kChunksOfBlock + threadIdx.x / 32;
+    chunk_end_ = item.block_end * kChunksOfBlock;
+    lo_ = item.some_lo;
+    hi_ = item.some_hi;
     kv_begin_ = item.kv_begin;
     k_head_ = item.head_kv * args_.k_head_stride;
     v_head_ = item.head_kv * args_.v_head_stride;
@@ -131,18 +119,24 @@ class Loader {
 
   __device__ __forceinline__ void copy(uint32_t unit, const uint16_t* base, int64_t offset, int64_t lane_offset,
                                        int64_t row_stride) {
-    const bool whole = first_key_ >= keys_.lo && first_key_ + kWarpKeys <= keys_.hi;
-    const uint16_t* source = base + offset + lane_offset;
+    const uint32_t shared = unit + shared_lane_;
+    if (!args_.rows_scattered && first_key_ >= lo_ && first_key_ + kChunkKeys <= hi_) {
+      const uint16_t* source = base + offset + lane_offset;
 #pragma unroll
-    for (int row = 0; row < kWarpKeys; row += kRowsAtOnce) {
+      for (int row = 0; row < kChunkKeys; row += kRowsAtOnce) {
+        copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, true);
+        source += kRowsAtOnce * row_stride;
+      }
+      return;
+    }
+#pragma unroll 2
+    for (int row = 0; row < kChunkKeys; row += kRowsAtOnce) {
       const int lane_row = row + lane_ / kLanesOfRow;
       const int key = first_key_ + lane_row;
-      const bool valid = whole || (key >= keys_.lo && key < keys_.hi);
-      if (args_.rows_scattered) {
-        source = base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8;
-      }
-      copy_16_async(unit + (shared_lane_ ^ (row % 8 * 16)) + row * R::kRowBytes, source, valid);
-      source += kRowsAtOnce * row_stride;
+      const uint16_t* source = args_.rows_scattered
+                                   ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
+                                   : base + offset + lane_offset + row * row_stride;
+      copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, key >= lo_ && key < hi_);
     }
   }
 
@@ -156,26 +150,27 @@ class Loader {
   uint32_t shared_lane_;
   // The item.
   int item_ = 0;
-  int block_ = 0;
-  int block_end_ = 0;
-  ItemKeys keys_ = {0, 0};
+  int chunk_ = 0;
+  int chunk_end_ = 0;
+  int lo_ = 0;  // keys that some row sees
+  int hi_ = 0;
   int kv_begin_ = 0;
   int64_t k_head_ = 0;
   int64_t v_head_ = 0;
   const int32_t* pages_ = nullptr;
   int page_ahead_ = 0;
-  // The block.
-  bool done_ = false;  // all blocks have been asked for
-  bool active_ = false;  // this warp has visible keys in it
-  int first_key_ = 0;    // of this warp
+  // The chunk.
+  bool done_ = false;  // all chunks have been asked for
+  bool active_ = false;  // it has visible keys
+  int first_key_ = 0;
   int64_t k_offset_ = 0;
   int64_t v_offset_ = 0;
 };
 
-// Asks for the worker's first blocks to be brought into the L2 cache, while the kernels before this one still run. What
+// Asks for the worker's first chunks to be brought into the L2 cache, while the kernels before this one still run. What
 // is read here may be out of date: every number is checked, and nothing but the prefetch depends on it.
 template <int kHeadDim>
-__device__ __forceinline__ void prefetch_first_blocks(const RunArgs& args, const Worker& worker) {
+__device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const Worker& worker) {
   using R = Ring<kHeadDim>;
   if (args.total_kv_rows == 0) return;
   const int4* words = reinterpret_cast<const int4*>(&worker);
@@ -183,17 +178,17 @@ __device__ __forceinline__ void prefetch_first_blocks(const RunArgs& args, const
   const int4 lengths = load_relaxed(words + 1);  // q_begin, seqlen_q, seqlen_k, kv_begin
   if (place.x < 0 || place.x >= args.batch || place.y < 0 || place.y >= args.num_heads_kv) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-  for (int i = 0; i < R::kUnits / R::kUnitsOfBlock; ++i) {
-    const int64_t block = static_cast<int64_t>(place.z) + i;
-    const int64_t key = block * kBlockKeys + warp * kWarpKeys + lane % kWarpKeys;
-    if (block >= place.w || key < 0 || key >= lengths.z) continue;
+#pragma unroll 1
+  for (int i = 0; i < R::kUnits / R::kUnitsOfChunk; ++i) {
+    const int64_t chunk = static_cast<int64_t>(place.z) * kChunksOfBlock + warp + i * kWarps;
+    const int64_t key = chunk * kChunkKeys + lane % kChunkKeys;
+    if (chunk / kChunksOfBlock >= place.w || key < 0 || key >= lengths.z) continue;
     int64_t row = key + lengths.w, k_offset, v_offset;
     if (args.page_table != nullptr) {
-      const int64_t index = key / args.page_size;
+      const int index = page_of(args, static_cast<int>(key));
       if (index >= args.page_table_stride) continue;
       const int page = load_relaxed(args.page_table + place.x * args.page_table_stride + index);
-      const int64_t slot = key - index * args.page_size;
+      const int64_t slot = key - static_cast<int64_t>(index) * args.page_size;
       row = static_cast<int64_t>(page) * args.page_size + slot;
       k_offset = page * args.k_page_stride + slot * args.k_row_stride;
       v_offset = page * args.v_page_stride + slot * args.v_row_stride;
@@ -202,7 +197,7 @@ __device__ __forceinline__ void prefetch_first_blocks(const RunArgs& args, const
       v_offset = row * args.v_row_stride;
     }
     if (row < 0 || row >= args.total_kv_rows) continue;
-    prefetch_to_l2(lane < kWarpKeys ? args.k + k_offset + place.y * args.k_head_stride
+    prefetch_to_l2(lane < kChunkKeys ? args.k + k_offset + place.y * args.k_head_stride
                                     : args.v + v_offset + place.y * args.v_head_stride,
                    2 * kHeadDim);
   }

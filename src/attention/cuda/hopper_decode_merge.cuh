@@ -96,27 +96,32 @@ __device__ __forceinline__ void write_part(const RunArgs& args, const Item& item
 template <int kHeadDim, bool kBf16>
 __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, int row_begin, int rows) {
   constexpr int kVectors = kHeadDim / 4;
-  constexpr int kAtOnce = 8;  // loads in flight
+  constexpr int kAtOnce = 18;  // loads in flight: one sequence alone is cut into so many parts, of eight KV heads on 132 SMs
+  const int64_t out_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
   for (int i = threadIdx.x; i < rows * kVectors; i += kWarps * 32) {
     const int row = row_begin + i / kVectors, d = i % kVectors * 4;
+    float4* out_address = slot_out<kHeadDim>(args, item.first_slot, row, d);
+    const float2* sum_address = slot_sum(args, item.first_slot, row);
     Partial total;
     for (int part = 0; part < item.parts; part += kAtOnce) {
       float4 out[kAtOnce];
       float2 sum[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        if (part + j >= item.parts) break;
-        out[j] = load_relaxed(slot_out<kHeadDim>(args, item.first_slot + part + j, row, d));
-        sum[j] = load_relaxed(slot_sum(args, item.first_slot + part + j, row));
+        if (part + j < item.parts) {
+          out[j] = load_relaxed(out_address + j * out_stride);
+          sum[j] = load_relaxed(sum_address + j * args.slot_rows);
+        }
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (part + j >= item.parts) break;
-        float4* out_address = slot_out<kHeadDim>(args, item.first_slot + part + j, row, d);
         while (!has_come(out[j])) out[j] = load_relaxed(out_address);
-        while (!has_come(sum[j])) sum[j] = load_relaxed(slot_sum(args, item.first_slot + part + j, row));
+        while (!has_come(sum[j])) sum[j] = load_relaxed(sum_address);
         *out_address = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         total.add(out[j], sum[j].x, sum[j].y);
+        out_address += out_stride;
+        sum_address += args.slot_rows;
       }
     }
     write_result<kBf16>(args, item, row, d, total);

@@ -35,6 +35,8 @@ struct RequestBlocks {
   int q_begin;
   int seqlen_q;
   int seqlen_k;
+  KeyRange first_row;
+  KeyRange last_row;
   int first;
   int count;  // 1 where there is no key, so that there is an item to write zeros; 0 without queries
   bool empty;
@@ -49,9 +51,9 @@ __device__ RequestBlocks describe(const PlanArgs& args, int request) {
   r.seqlen_q = args.cu_seqlens_q[request + 1] - r.q_begin;
   r.seqlen_k = args.cache_seqlens[request];
   if (r.seqlen_q <= 0) return r;
-  const int p = r.seqlen_k - r.seqlen_q;
-  const int lo = visible_keys(args.mask, p, r.seqlen_k).lo;
-  const int hi = visible_keys(args.mask, p + r.seqlen_q - 1, r.seqlen_k).hi;
+  r.first_row = visible_keys(args.mask, r.seqlen_k - r.seqlen_q, r.seqlen_k);
+  r.last_row = visible_keys(args.mask, r.seqlen_k - 1, r.seqlen_k);
+  const int lo = r.first_row.lo, hi = r.last_row.hi;
   r.empty = hi < lo;
   r.first = r.empty ? 0 : lo / kBlockKeys;
   r.count = r.empty ? 1 : hi / kBlockKeys - r.first + 1;
@@ -128,6 +130,10 @@ __device__ Item make_item(const PlanArgs& args, const RequestBlocks& r, int requ
   item.q_begin = r.q_begin;
   item.seqlen_q = r.seqlen_q;
   item.seqlen_k = r.seqlen_k;
+  item.some_lo = r.first_row.lo;
+  item.some_hi = r.last_row.hi + 1;
+  item.all_lo = r.last_row.lo;
+  item.all_hi = r.first_row.hi + 1;
   item.kv_begin = args.cu_seqlens_k != nullptr ? args.cu_seqlens_k[request] : 0;
   return item;
 }

@@ -1,6 +1,6 @@
 // How a decode batch is cut into work: written into device memory by plan(), followed by every run().
 //
-// The keys of a request are cut into blocks of 64, on a grid that begins at key 0. A tile is the query rows of one KV head of one
+// The keys of a request are cut into blocks of 32, on a grid that begins at key 0. A tile is the query rows of one KV head of one
 // request with the blocks that any of its rows sees. All tiles' blocks in one line (request, KV head, block) are cut into
 // one stretch a worker, equal to the block; a worker is a thread block, or several side by side where the rows are too
 // many for one. What a worker has of one tile is an item. A tile in several items has a slot for each part's result;
@@ -16,12 +16,12 @@ struct CUstream_st;
 
 namespace onepass::hopper_decode {
 
-inline constexpr int kBlockKeys = 64;
+inline constexpr int kBlockKeys = 32;
 
 struct alignas(16) Item {
   int32_t request;
   int32_t head_kv;
-  int32_t block_begin;  // of 64 keys; none for rows that see no key at all
+  int32_t block_begin;  // of 32 keys; none for rows that see no key at all
   int32_t block_end;
   int32_t q_begin;  // first row of q
   int32_t seqlen_q;
@@ -31,6 +31,10 @@ struct alignas(16) Item {
   int32_t part;
   int32_t parts;  // 1: the tile is whole, no slot is used
   int32_t unused;
+  int32_t some_lo;  // keys that some of the rows see: [some_lo, some_hi)
+  int32_t some_hi;
+  int32_t all_lo;  // keys that all of them see: [all_lo, all_hi)
+  int32_t all_hi;
 };
 
 // The first item is here so that a block that begins needs one trip to memory to know what to load.
