@@ -18,16 +18,8 @@ constexpr int64_t kMaxScratchBytes = int64_t{1} << 31;
 int packed_rows(const AttentionParams& params) { return params.num_heads / params.num_heads_kv * params.max_seqlen_q; }
 
 // Rows of 8 in a block, and blocks that share a worker's keys when its rows are more than that.
-// 16 rows of head dimension 256 are more than the registers hold.
-int column_tiles(const AttentionParams& params) { return packed_rows(params) > 8 && params.head_dim <= 128 ? 2 : 1; }
-int row_groups(const AttentionParams& params) {
-  const int rows = 8 * column_tiles(params);
-  return std::max(1, (packed_rows(params) + rows - 1) / rows);
-}
-
 Layout layout(const AttentionParams& params, const GpuInfo& gpu) {
-  const int groups = row_groups(params);
-  return hopper_decode::make_layout(params, std::max(1, gpu.multiprocessors / groups), 8 * column_tiles(params) * groups);
+  return hopper_decode::make_layout(params, gpu.multiprocessors, std::max(1, packed_rows(params)));
 }
 
 Status supports(const AttentionParams& params, const GpuInfo& gpu) {
@@ -110,7 +102,6 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.total_q = params.total_q;
   args.num_heads_kv = params.num_heads_kv;
   args.group = params.num_heads / params.num_heads_kv;
-  args.row_groups = row_groups(params);
   args.slot_rows = layout.slot_rows;
   args.mask = hopper_decode::make_mask(params);
   constexpr float kLog2E = 1.4426950408889634f;
@@ -123,9 +114,7 @@ Status run(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch&
   if (params.batch == 0 || params.total_q == 0) return ok_status();
   const Layout places = layout(params, gpu);
   const RunArgs args = make_args(params, places, static_cast<char*>(scratch.data));
-  const Launch launch = {.blocks = places.workers * args.row_groups,
-                         .column_tiles = column_tiles(params),
-                         .bf16 = params.q_dtype == DType::kBF16};
+  const Launch launch = {.blocks = places.workers, .bf16 = params.q_dtype == DType::kBF16};
   if (params.head_dim == 64) return hopper_decode::launch_decode_64(args, launch, stream);
   if (params.head_dim == 128) return hopper_decode::launch_decode_128(args, launch, stream);
   return hopper_decode::launch_decode_256(args, launch, stream);

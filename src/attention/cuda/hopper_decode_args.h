@@ -8,7 +8,7 @@
 namespace onepass::hopper_decode {
 
 inline constexpr int kWarps = 8;
-inline constexpr int kChunkKeys = 16;  // the M of mma.sync; a warp takes every eighth chunk of an item
+inline constexpr int kChunkKeys = 16;  // the M of mma.sync; the teams of warps take turns at an item's chunks
 inline constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
 
 // Strides in elements of 16 bits (out: of its own type).
@@ -38,17 +38,14 @@ struct RunArgs {
   int32_t total_q;
   int32_t num_heads_kv;
   int32_t group;       // query heads of one KV head
-  int32_t row_groups;  // blocks that share a worker's keys, each with slot_rows / row_groups rows
-  int32_t slot_rows;
+  int32_t slot_rows;   // of query token x query head, at most
   Mask mask;
   float score_scale;  // to powers of 2; before the soft cap when there is one
   float softcap;      // 0: none
 };
 
-// Variants of the kernel are compiled for `column_tiles` x 8 rows in a block.
 struct Launch {
   int blocks = 0;
-  int column_tiles = 1;
   bool bf16 = false;
 };
 

@@ -15,20 +15,20 @@
 
 namespace onepass::hopper_decode {
 
-template <int kHeadDim, int kColumnTiles>
+template <int kHeadDim, int kColumnTiles, int kTeamWarps>
 struct SharedMemory {
-  using R = Ring<kHeadDim>;
+  using R = Ring<kHeadDim, kTeamWarps>;
   static constexpr int kPaddedDims = R::kUnitDims + 4;  // rows 2t and 2t + 2 are 8 banks apart
-  alignas(1024) uint8_t ring[kWarps][R::kBytes];
+  alignas(1024) uint8_t ring[R::kTeams][R::kBytes];
   float out[kWarps][8][kPaddedDims];  // a column tile and a unit's dimensions at a time
   float2 sums[kWarps][kColumnTiles * 8];
 };
 
 // What a warp knows of an item. Lane 4g + t holds rows 2t and 2t + 1 of each column tile.
-template <int kHeadDim, int kColumnTiles, bool kBf16>
+template <int kHeadDim, int kColumnTiles, int kTeamWarps, bool kBf16>
 struct WarpState {
-  using R = Ring<kHeadDim>;
-  using Shared = SharedMemory<kHeadDim, kColumnTiles>;
+  using R = Ring<kHeadDim, kTeamWarps>;
+  using Shared = SharedMemory<kHeadDim, kColumnTiles, kTeamWarps>;
   static constexpr int kSteps = kHeadDim / 16;
 
   uint32_t q[kSteps][kColumnTiles][2];
@@ -131,8 +131,8 @@ struct WarpState {
     }
   }
 
-  // All warps: adds up what the eight have and writes it, to `out` or to the part's slot.
-  __device__ __forceinline__ void finish(const RunArgs& args, const Item& item, int row_begin, Shared& shared) {
+  // All warps: adds up what the teams have and writes it, to `out` or to the part's slot.
+  __device__ __forceinline__ void finish(const RunArgs& args, const Item& item, Shared& shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = item.seqlen_q * args.group;
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
@@ -146,8 +146,7 @@ struct WarpState {
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
       for (int u = 0; u < R::kUnitsOfRow; ++u) {
-        if (row_begin + 8 * n >= rows) break;
-        if (n + u > 0) __syncthreads();  // the last tile has been read; before the first, the last item's end has seen to it
+        if (n + u > 0) __syncthreads();  // the last tile has been read; the last item's end has seen to it before the first
 #pragma unroll
         for (int s = 0; s < R::kUnitDims / 16; ++s)
 #pragma unroll
@@ -157,12 +156,14 @@ struct WarpState {
           }
         __syncthreads();
         constexpr int kVectors = R::kUnitDims / 4;
-        for (int i = threadIdx.x; i < 8 * kVectors; i += kWarps * 32) {
-          const int row = i / kVectors, d = i % kVectors * 4, item_row = row_begin + 8 * n + row;
+        for (int i = threadIdx.x; i < kTeamWarps * 8 * kVectors; i += kWarps * 32) {
+          const int member = i / (8 * kVectors), row = i / kVectors % 8, d = i % kVectors * 4;
+          const int item_row = (member * kColumnTiles + n) * 8 + row;
           if (item_row >= rows) break;
           Partial partial;
 #pragma unroll
-          for (int w = 0; w < kWarps; ++w) {
+          for (int team = 0; team < R::kTeams; ++team) {
+            const int w = team * kTeamWarps + member;
             const float2 other = shared.sums[w][8 * n + row];
             partial.add(*reinterpret_cast<const float4*>(&shared.out[w][row][d]), other.x, other.y);
           }
@@ -203,21 +204,20 @@ struct WarpState {
   }
 };
 
-template <int kHeadDim, int kColumnTiles, bool kBf16>
+template <int kHeadDim, int kColumnTiles, int kTeamWarps, bool kBf16>
 __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_constant__ RunArgs args) {
-  using R = Ring<kHeadDim>;
-  using State = WarpState<kHeadDim, kColumnTiles, kBf16>;
+  using R = Ring<kHeadDim, kTeamWarps>;
+  using State = WarpState<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
-  const Worker& worker = args.workers[blockIdx.x / args.row_groups];
-  const int row_begin = blockIdx.x % args.row_groups * kColumnTiles * 8;
-  const int warp = threadIdx.x / 32;
+  const Worker& worker = args.workers[blockIdx.x];
+  const int row_begin = threadIdx.x / 32 % kTeamWarps * kColumnTiles * 8;  // of this warp
 
-  prefetch_first_chunks<kHeadDim>(args, worker);
+  prefetch_first_chunks<kHeadDim, kTeamWarps>(args, worker);
   wait_for_earlier_kernels();
   const int num_items = worker.num_items, next_item = worker.next_item;
-  const uint32_t ring = shared_address(shared.ring[warp]);
-  Loader<kHeadDim> loader(args, worker, num_items, next_item);
+  const uint32_t ring = shared_address(shared.ring[R::team()]);
+  Loader<kHeadDim, kTeamWarps> loader(args, worker, num_items, next_item);
 #pragma unroll 1
   for (int i = 0; i < R::kUnits; ++i) loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
 
@@ -226,9 +226,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   // Waits for the next unit, gives it to `use`, and fills it again.
   const auto next_unit = [&]<int kPart>(std::integral_constant<int, kPart>, auto use) {
     wait_for_copies<R::kUnits - 1>();
-    __syncwarp();
+    R::sync_team();
     use(unit);
-    __syncwarp();
+    R::sync_team();
     loader.issue((kPart + R::kUnits) % R::kUnitsOfChunk, unit);
     unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
   };
@@ -237,7 +237,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
     const Item item = load_item(item_address(args, worker, next_item, i));
     State state;
     state.begin(args, item, row_begin);
-    for (int chunk = item.block_begin * kChunksOfBlock + warp; chunk < item.block_end * kChunksOfBlock; chunk += kWarps) {
+    for (int chunk = item.block_begin * kChunksOfBlock + R::team(); chunk < item.block_end * kChunksOfBlock;
+         chunk += R::kTeams) {
       const int first_key = chunk * kChunkKeys;
       const bool active = first_key < item.some_hi && first_key + kChunkKeys > item.some_lo;
       const bool masked = first_key < item.all_lo || first_key + kChunkKeys > item.all_hi;
@@ -263,22 +264,19 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
          ...);
       }(std::make_integer_sequence<int, R::kUnitsOfRow>());
     }
-    state.finish(args, item, row_begin, shared);
+    state.finish(args, item, shared);
   }
 
   for (int i = 0; i < num_items; ++i) {
     const Item item = load_item(item_address(args, worker, next_item, i));
-    const int rows = min(kColumnTiles * 8, item.seqlen_q * args.group - row_begin);
-    if (item.parts > 1 && item.part == item.parts - 1 && rows > 0) {
-      merge_parts<kHeadDim, kBf16>(args, item, row_begin, rows);
-    }
+    if (item.parts > 1 && item.part == item.parts - 1) merge_parts<kHeadDim, kBf16>(args, item);
   }
 }
 
-template <int kHeadDim, int kColumnTiles, bool kBf16>
+template <int kHeadDim, int kColumnTiles, int kTeamWarps, bool kBf16>
 Status launch_variant(const RunArgs& args, int blocks, CUstream_st* stream) {
-  const auto kernel = decode_kernel<kHeadDim, kColumnTiles, kBf16>;
-  constexpr int kSharedBytes = sizeof(SharedMemory<kHeadDim, kColumnTiles>);
+  const auto kernel = decode_kernel<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
+  constexpr int kSharedBytes = sizeof(SharedMemory<kHeadDim, kColumnTiles, kTeamWarps>);
   ONEPASS_RETURN_IF_ERROR(cuda_status(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "hopper-decode"));
   cudaLaunchAttribute attribute = {};
@@ -294,18 +292,20 @@ Status launch_variant(const RunArgs& args, int blocks, CUstream_st* stream) {
   return cuda_status(cudaLaunchKernelEx(&config, kernel, args), "hopper-decode");
 }
 
-template <int kHeadDim, int kColumnTiles>
+template <int kHeadDim, int kColumnTiles, int kTeamWarps>
 Status launch_variant(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
-  return launch.bf16 ? launch_variant<kHeadDim, kColumnTiles, true>(args, launch.blocks, stream)
-                     : launch_variant<kHeadDim, kColumnTiles, false>(args, launch.blocks, stream);
+  return launch.bf16 ? launch_variant<kHeadDim, kColumnTiles, kTeamWarps, true>(args, launch.blocks, stream)
+                     : launch_variant<kHeadDim, kColumnTiles, kTeamWarps, false>(args, launch.blocks, stream);
 }
 
+// The smallest variant that holds `args.slot_rows` rows. 16 rows of head dimension 256 a warp are more than the registers hold.
 template <int kHeadDim>
 Status launch_decode(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
-  if constexpr (kHeadDim <= 128) {
-    if (launch.column_tiles == 2) return launch_variant<kHeadDim, 2>(args, launch, stream);
-  }
-  return launch_variant<kHeadDim, 1>(args, launch, stream);
+  constexpr int kMost = kHeadDim <= 128 ? 2 : 1;
+  if (args.slot_rows <= 8) return launch_variant<kHeadDim, 1, 1>(args, launch, stream);
+  if (args.slot_rows <= 16) return launch_variant<kHeadDim, kMost, 2 / kMost>(args, launch, stream);
+  if (args.slot_rows <= 32) return launch_variant<kHeadDim, kMost, 4 / kMost>(args, launch, stream);
+  return launch_variant<kHeadDim, kMost, 8 / kMost>(args, launch, stream);
 }
 
 }  // namespace onepass::hopper_decode

@@ -1,5 +1,5 @@
-// The side of the decode kernel that talks to memory: each warp copies its own chunks of 16 keys into a ring of its own
-// in shared memory, so that no warp ever waits for another's data.
+// The side of the decode kernel that talks to memory: each team of warps copies its own chunks of 16 keys into a ring of
+// its own in shared memory, so that no team ever waits for another's data.
 #pragma once
 
 #include "attention/cuda/hopper_decode_args.h"
@@ -9,17 +9,27 @@ namespace onepass::hopper_decode {
 
 // A unit of the ring is 16 rows of K or of V, 64 or 128 numbers of each; head dimension 256 takes two units for each.
 // Rows are swizzled: 16-byte chunk c of row r lies at chunk c ^ (r % 8), for ldmatrix without bank conflicts.
-template <int kHeadDim>
+template <int kHeadDim, int kTeamWarps>
 struct Ring {
   static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
   static constexpr int kUnitsOfRow = kHeadDim / kUnitDims;
   static constexpr int kUnitsOfChunk = 2 * kUnitsOfRow;  // K, then V
   static constexpr int kRowBytes = 2 * kUnitDims;
   static constexpr int kUnitBytes = kChunkKeys * kRowBytes;
+  static constexpr int kTeams = kWarps / kTeamWarps;
   // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of memory, and
   // as much again several times, so that memory has work while warps meet at the end of an item.
-  static constexpr int kUnits = 24 * 1024 / kUnitBytes;
+  static constexpr int kUnits = kTeamWarps * 24 * 1024 / kUnitBytes;
   static constexpr int kBytes = kUnits * kUnitBytes;
+
+  static __device__ __forceinline__ int team() { return threadIdx.x / (32 * kTeamWarps); }
+  static __device__ __forceinline__ void sync_team() {
+    if constexpr (kTeamWarps == 1) {
+      __syncwarp();
+    } else {
+      sync_threads(1 + team(), 32 * kTeamWarps);
+    }
+  }
 };
 
 __device__ __forceinline__ Item load_item(const Item* address) {
@@ -41,21 +51,23 @@ __device__ __forceinline__ int page_of(const RunArgs& args, int key) {
   return args.page_shift >= 0 ? key >> args.page_shift : key / args.page_size;
 }
 
-// Walks over this warp's chunks of a worker's items ahead of the multiplication.
-template <int kHeadDim>
+// Walks over a team's chunks of a worker's items ahead of the multiplication. Each warp copies its share of the rows.
+template <int kHeadDim, int kTeamWarps>
 class Loader {
  public:
-  using R = Ring<kHeadDim>;
+  using R = Ring<kHeadDim, kTeamWarps>;
+  static constexpr int kWarpRows = kChunkKeys / kTeamWarps;
   static constexpr int kLanesOfRow = R::kRowBytes / 16;
   static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
 
   __device__ Loader(const RunArgs& args, const Worker& worker, int num_items, int next_item)
       : args_(args), worker_(worker), num_items_(num_items), next_item_(next_item) {
     lane_ = threadIdx.x % 32;
-    const int row = lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
+    first_row_ = threadIdx.x / 32 % kTeamWarps * kWarpRows;
+    const int row = first_row_ + lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
     k_lane_ = row * args.k_row_stride + chunk * 8;
     v_lane_ = row * args.v_row_stride + chunk * 8;
-    shared_lane_ = row * R::kRowBytes + (chunk ^ row) * 16;
+    shared_lane_ = row * R::kRowBytes + (chunk ^ (row % 8)) * 16;
   }
 
   // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`, as one group of copies.
@@ -72,7 +84,7 @@ class Loader {
  private:
   __device__ __forceinline__ void advance() {
     if (done_) return;
-    chunk_ += kWarps;
+    chunk_ += R::kTeams;
     bool page_is_known = true;
     while (chunk_ >= chunk_end_) {
       if (item_ == num_items_) {
@@ -100,14 +112,14 @@ class Loader {
     k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
     v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     // The next chunk's page is asked for now, a chunk's time before it is used.
-    const int key_ahead = key + kWarps * kChunkKeys;
-    if (args_.page_table != nullptr && chunk_ + kWarps < chunk_end_ && key_ahead < hi_) {
+    const int key_ahead = key + R::kTeams * kChunkKeys;
+    if (args_.page_table != nullptr && chunk_ + R::kTeams < chunk_end_ && key_ahead < hi_) {
       page_ahead_ = pages_[page_of(args_, key_ahead)];
     }
   }
 
   __device__ __forceinline__ void open(const Item& item) {
-    chunk_ = item.block_begin * kChunksOfBlock + threadIdx.x / 32;
+    chunk_ = item.block_begin * kChunksOfBlock + R::team();
     chunk_end_ = item.block_end * kChunksOfBlock;
     lo_ = item.some_lo;
     hi_ = item.some_hi;
@@ -123,15 +135,15 @@ class Loader {
     if (!args_.rows_scattered && first_key_ >= lo_ && first_key_ + kChunkKeys <= hi_) {
       const uint16_t* source = base + offset + lane_offset;
 #pragma unroll
-      for (int row = 0; row < kChunkKeys; row += kRowsAtOnce) {
+      for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
         copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, true);
         source += kRowsAtOnce * row_stride;
       }
       return;
     }
 #pragma unroll 2
-    for (int row = 0; row < kChunkKeys; row += kRowsAtOnce) {
-      const int lane_row = row + lane_ / kLanesOfRow;
+    for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
+      const int lane_row = first_row_ + row + lane_ / kLanesOfRow;
       const int key = first_key_ + lane_row;
       const uint16_t* source = args_.rows_scattered
                                    ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
@@ -145,6 +157,7 @@ class Loader {
   int num_items_;
   int next_item_;
   int lane_;
+  int first_row_;   // of a chunk's that this warp copies
   int64_t k_lane_;  // from the unit's first row to what this lane copies first
   int64_t v_lane_;
   uint32_t shared_lane_;
@@ -169,9 +182,9 @@ class Loader {
 
 // Asks for the worker's first chunks to be brought into the L2 cache, while the kernels before this one still run. What
 // is read here may be out of date: every number is checked, and nothing but the prefetch depends on it.
-template <int kHeadDim>
+template <int kHeadDim, int kTeamWarps>
 __device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const Worker& worker) {
-  using R = Ring<kHeadDim>;
+  using R = Ring<kHeadDim, 1>;
   if (args.total_kv_rows == 0) return;
   const int4* words = reinterpret_cast<const int4*>(&worker);
   const int4 place = load_relaxed(words);       // request, head_kv, block_begin, block_end

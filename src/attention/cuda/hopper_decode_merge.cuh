@@ -92,14 +92,15 @@ __device__ __forceinline__ void write_part(const RunArgs& args, const Item& item
   if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float2(p.max, not_zero(p.sum)));
 }
 
-// All threads of a block: merges `rows` rows, from `row_begin` on, of the parts of `item`'s tile, in order.
+// All threads of a block: merges the parts of `item`'s tile, in order.
 template <int kHeadDim, bool kBf16>
-__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, int row_begin, int rows) {
+__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item) {
+  const int rows = item.seqlen_q * args.group;
   constexpr int kVectors = kHeadDim / 4;
   constexpr int kAtOnce = 18;  // loads in flight: one sequence alone is cut into so many parts, of eight KV heads on 132 SMs
   const int64_t out_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
   for (int i = threadIdx.x; i < rows * kVectors; i += kWarps * 32) {
-    const int row = row_begin + i / kVectors, d = i % kVectors * 4;
+    const int row = i / kVectors, d = i % kVectors * 4;
     float4* out_address = slot_out<kHeadDim>(args, item.first_slot, row, d);
     const float2* sum_address = slot_sum(args, item.first_slot, row);
     Partial total;
@@ -128,7 +129,7 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
   }
   __syncthreads();  // all have read the sums
   for (int i = threadIdx.x; i < rows * item.parts; i += kWarps * 32) {
-    *slot_sum(args, item.first_slot + i / rows, row_begin + i % rows) = make_float2(0.0f, 0.0f);
+    *slot_sum(args, item.first_slot + i / rows, i % rows) = make_float2(0.0f, 0.0f);
   }
 }
 

@@ -2,8 +2,7 @@
 //
 // The keys of a request are cut into blocks of 32, on a grid that begins at key 0. A tile is the query rows of one KV head of one
 // request with the blocks that any of its rows sees. All tiles' blocks in one line (request, KV head, block) are cut into
-// one stretch a worker, equal to the block; a worker is a thread block, or several side by side where the rows are too
-// many for one. What a worker has of one tile is an item. A tile in several items has a slot for each part's result;
+// one stretch a worker, equal to the block; a worker is a thread block. What a worker has of one tile is an item. A tile in several items has a slot for each part's result;
 // the slots of one tile follow one another.
 #pragma once
 
