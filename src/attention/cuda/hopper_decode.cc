@@ -101,6 +101,8 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.batch = params.batch;
   args.total_q = params.total_q;
   args.num_heads_kv = params.num_heads_kv;
+  args.heads_abreast = layout.heads_abreast;
+  args.max_slots = static_cast<int32_t>(layout.max_slots);
   args.group = params.num_heads / params.num_heads_kv;
   args.slot_rows = layout.slot_rows;
   args.mask = hopper_decode::make_mask(params);
@@ -114,7 +116,7 @@ Status run(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch&
   if (params.batch == 0 || params.total_q == 0) return ok_status();
   const Layout places = layout(params, gpu);
   const RunArgs args = make_args(params, places, static_cast<char*>(scratch.data));
-  const Launch launch = {.blocks = places.workers, .bf16 = params.q_dtype == DType::kBF16};
+  const Launch launch = {.blocks = places.workers * places.heads_abreast, .bf16 = params.q_dtype == DType::kBF16};
   if (params.head_dim == 64) return hopper_decode::launch_decode_64(args, launch, stream);
   if (params.head_dim == 128) return hopper_decode::launch_decode_128(args, launch, stream);
   return hopper_decode::launch_decode_256(args, launch, stream);

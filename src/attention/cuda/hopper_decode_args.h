@@ -22,8 +22,8 @@ struct RunArgs {
   const float* sinks;
   const Worker* workers;
   const Item* items;
-  float* slots;  // partial_out [slots][slot_rows][head_dim], relative to the maximum
-  float* sums;   // [slots][slot_rows]: maximum (of scores in powers of 2) and sum
+  float* slots;  // partial_out [heads_abreast][slots][slot_rows][head_dim], relative to the maximum
+  float* sums;   // [heads_abreast][slots][slot_rows]: maximum (of scores in powers of 2) and sum
   int64_t q_row_stride, q_head_stride;
   int64_t k_page_stride, k_row_stride, k_head_stride;
   int64_t v_page_stride, v_row_stride, v_head_stride;
@@ -37,6 +37,8 @@ struct RunArgs {
   int32_t batch;
   int32_t total_q;
   int32_t num_heads_kv;
+  int32_t heads_abreast;
+  int32_t max_slots;
   int32_t group;       // query heads of one KV head
   int32_t slot_rows;   // of query token x query head, at most
   Mask mask;

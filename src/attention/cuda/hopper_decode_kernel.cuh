@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   using State = WarpState<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
-  const Worker& worker = args.workers[blockIdx.x];
+  const Worker& worker = args.workers[blockIdx.x / args.heads_abreast];
   const int row_begin = threadIdx.x / 32 % kTeamWarps * kColumnTiles * 8;  // of this warp
 
   prefetch_first_chunks<kHeadDim, kTeamWarps>(args, worker);
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   };
 
   for (int i = 0; i < num_items; ++i) {
-    const Item item = load_item(item_address(args, worker, next_item, i));
+    const Item item = load_item(args, item_address(args, worker, next_item, i));
     State state;
     state.begin(args, item, row_begin);
     for (int chunk = item.block_begin * kChunksOfBlock + R::team(); chunk < item.block_end * kChunksOfBlock;
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   }
 
   for (int i = 0; i < num_items; ++i) {
-    const Item item = load_item(item_address(args, worker, next_item, i));
+    const Item item = load_item(args, item_address(args, worker, next_item, i));
     if (item.parts > 1 && item.part == item.parts - 1) merge_parts<kHeadDim, kBf16>(args, item);
   }
 }

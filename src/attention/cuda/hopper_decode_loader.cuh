@@ -32,7 +32,8 @@ struct Ring {
   }
 };
 
-__device__ __forceinline__ Item load_item(const Item* address) {
+// With the head, and the first slot, of this block among those abreast.
+__device__ __forceinline__ Item load_item(const RunArgs& args, const Item* address) {
   Item item;
   const int4* from = reinterpret_cast<const int4*>(address);
   int4* to = reinterpret_cast<int4*>(&item);
@@ -40,6 +41,9 @@ __device__ __forceinline__ Item load_item(const Item* address) {
   to[1] = from[1];
   to[2] = from[2];
   to[3] = from[3];
+  const int head = blockIdx.x % args.heads_abreast;
+  item.head_kv += head;
+  item.first_slot += head * args.max_slots;
   return item;
 }
 
@@ -93,7 +97,7 @@ class Loader {
         let_next_kernel_start();  // memory will soon be idle: its prefetches may come
         return;
       }
-      open(load_item(item_address(args_, worker_, next_item_, item_)));
+      open(load_item(args_, item_address(args_, worker_, next_item_, item_)));
       ++item_;
       page_is_known = false;
     }
@@ -189,7 +193,9 @@ __device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const
   const int4* words = reinterpret_cast<const int4*>(&worker);
   const int4 place = load_relaxed(words);       // request, head_kv, block_begin, block_end
   const int4 lengths = load_relaxed(words + 1);  // q_begin, seqlen_q, seqlen_k, kv_begin
-  if (place.x < 0 || place.x >= args.batch || place.y < 0 || place.y >= args.num_heads_kv) return;
+  if (place.x < 0 || place.x >= args.batch || place.y < 0) return;
+  const int head = place.y + blockIdx.x % args.heads_abreast;
+  if (head >= args.num_heads_kv) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int i = 0; i < R::kUnits / R::kUnitsOfChunk; ++i) {
@@ -210,8 +216,8 @@ __device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const
       v_offset = row * args.v_row_stride;
     }
     if (row < 0 || row >= args.total_kv_rows) continue;
-    prefetch_to_l2(lane < kChunkKeys ? args.k + k_offset + place.y * args.k_head_stride
-                                    : args.v + v_offset + place.y * args.v_head_stride,
+    prefetch_to_l2(lane < kChunkKeys ? args.k + k_offset + head * args.k_head_stride
+                                    : args.v + v_offset + head * args.v_head_stride,
                    2 * kHeadDim);
   }
 }

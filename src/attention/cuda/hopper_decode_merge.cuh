@@ -105,25 +105,29 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
     const float2* sum_address = slot_sum(args, item.first_slot, row);
     Partial total;
     for (int part = 0; part < item.parts; part += kAtOnce) {
-      float4 out[kAtOnce];
-      float2 sum[kAtOnce];
+      const int count = min(kAtOnce, item.parts - part);
+      float4 out[kAtOnce] = {};
+      float2 sum[kAtOnce] = {};
+      // All that are missing are asked for together: one trip to the L2 cache a round, however many are late.
+      bool waiting = true;
+      while (waiting) {
+        waiting = false;
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (part + j < item.parts) {
-          out[j] = load_relaxed(out_address + j * out_stride);
-          sum[j] = load_relaxed(sum_address + j * args.slot_rows);
+        for (int j = 0; j < kAtOnce; ++j) {
+          if (j < count && !has_come(out[j])) out[j] = load_relaxed(out_address + j * out_stride);
+          if (j < count && !has_come(sum[j])) sum[j] = load_relaxed(sum_address + j * args.slot_rows);
         }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) waiting |= j < count && !(has_come(out[j]) && has_come(sum[j]));
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        if (part + j >= item.parts) break;
-        while (!has_come(out[j])) out[j] = load_relaxed(out_address);
-        while (!has_come(sum[j])) sum[j] = load_relaxed(sum_address);
-        *out_address = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (j == count) break;
         total.add(out[j], sum[j].x, sum[j].y);
+        *out_address = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         out_address += out_stride;
-        sum_address += args.slot_rows;
       }
+      sum_address += static_cast<int64_t>(count) * args.slot_rows;
     }
     write_result<kBf16>(args, item, row, d, total);
   }

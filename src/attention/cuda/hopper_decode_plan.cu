@@ -17,7 +17,8 @@ struct PlanArgs {
   const int32_t* cache_seqlens;
   const int32_t* cu_seqlens_k;
   int32_t batch;
-  int32_t num_heads_kv;
+  int32_t tiles;  // of a request
+  int32_t heads_abreast;
   int32_t num_splits;
   int32_t split_blocks;  // 0: no split_size
   Mask mask;
@@ -30,7 +31,7 @@ struct PlanArgs {
   int64_t slot_words;  // of 16 bytes
 };
 
-// One KV head of one request, in blocks. `offset` shifts the grid of parts, which begins at key 0, against the first block.
+// One tile of one request, in blocks. `offset` shifts the grid of parts, which begins at key 0, against the first block.
 struct RequestBlocks {
   int q_begin;
   int seqlen_q;
@@ -89,12 +90,12 @@ __device__ int sum_up_to_here(int value, int& total) {
   return value;
 }
 
-// The request that holds place `x` of a line in which request b takes heads * (ends[b + 1] - ends[b]) places.
-__device__ int find_request(const int32_t* ends, int batch, int heads, int64_t x) {
+// The request that holds place `x` of a line in which request b takes tiles * (ends[b + 1] - ends[b]) places.
+__device__ int find_request(const int32_t* ends, int batch, int tiles, int64_t x) {
   int low = 0, high = batch - 1;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (static_cast<int64_t>(ends[middle + 1]) * heads > x) {
+    if (static_cast<int64_t>(ends[middle + 1]) * tiles > x) {
       high = middle;
     } else {
       low = middle + 1;
@@ -105,7 +106,7 @@ __device__ int find_request(const int32_t* ends, int batch, int heads, int64_t x
 
 struct Place {
   int request;
-  int head;
+  int tile_of_request;
   int64_t tile;        // counted over requests with queries
   int64_t tile_begin;  // in the line of blocks
   int64_t tile_end;
@@ -113,20 +114,20 @@ struct Place {
 
 __device__ Place find_place(const PlanArgs& args, int64_t position) {
   Place place;
-  place.request = find_request(args.block_ends, args.batch, args.num_heads_kv, position);
-  const int64_t begin = static_cast<int64_t>(args.block_ends[place.request]) * args.num_heads_kv;
+  place.request = find_request(args.block_ends, args.batch, args.tiles, position);
+  const int64_t begin = static_cast<int64_t>(args.block_ends[place.request]) * args.tiles;
   const int blocks = args.block_ends[place.request + 1] - args.block_ends[place.request];
-  place.head = static_cast<int>((position - begin) / blocks);
-  place.tile = static_cast<int64_t>(args.part_ends[place.request]) * args.num_heads_kv + place.head;
-  place.tile_begin = begin + static_cast<int64_t>(place.head) * blocks;
+  place.tile_of_request = static_cast<int>((position - begin) / blocks);
+  place.tile = static_cast<int64_t>(args.part_ends[place.request]) * args.tiles + place.tile_of_request;
+  place.tile_begin = begin + static_cast<int64_t>(place.tile_of_request) * blocks;
   place.tile_end = place.tile_begin + blocks;
   return place;
 }
 
-__device__ Item make_item(const PlanArgs& args, const RequestBlocks& r, int request, int head) {
+__device__ Item make_item(const PlanArgs& args, const RequestBlocks& r, int request, int tile) {
   Item item = {};
   item.request = request;
-  item.head_kv = head;
+  item.head_kv = tile * args.heads_abreast;
   item.q_begin = r.q_begin;
   item.seqlen_q = r.seqlen_q;
   item.seqlen_k = r.seqlen_k;
@@ -178,13 +179,13 @@ __device__ void plan_even(const PlanArgs& args, int64_t total) {
     const int next_item = args.worker_list[w].next_item;
     for (int i = threadIdx.x % 32; i < item_count[w]; i += 32) {
       const int64_t t = first_item[w] + i;
-      const int request = find_request(args.part_ends, args.batch, args.num_heads_kv, t);
-      const int head = static_cast<int>(t - static_cast<int64_t>(args.part_ends[request]) * args.num_heads_kv);
+      const int request = find_request(args.part_ends, args.batch, args.tiles, t);
+      const int tile_of_request = static_cast<int>(t - static_cast<int64_t>(args.part_ends[request]) * args.tiles);
       const RequestBlocks r = describe(args, request);
       const int64_t tile_begin =
-          static_cast<int64_t>(args.block_ends[request]) * args.num_heads_kv + static_cast<int64_t>(head) * r.count;
+          static_cast<int64_t>(args.block_ends[request]) * args.tiles + static_cast<int64_t>(tile_of_request) * r.count;
       const int64_t tile_end = tile_begin + r.count;
-      Item item = make_item(args, r, request, head);
+      Item item = make_item(args, r, request, tile_of_request);
       if (!r.empty) {
         item.block_begin = r.first + static_cast<int>(max(begin, tile_begin) - tile_begin);
         item.block_end = r.first + static_cast<int>(min(end, tile_end) - tile_begin);
@@ -206,8 +207,8 @@ __device__ int64_t items_before(const PlanArgs& args, int64_t position, int64_t 
   const Place place = find_place(args, position);
   const RequestBlocks r = describe(args, place.request);
   const int inside = static_cast<int>(position - place.tile_begin);
-  const int64_t first = static_cast<int64_t>(args.part_ends[place.request]) * args.num_heads_kv;
-  return first + static_cast<int64_t>(place.head) * r.parts +
+  const int64_t first = static_cast<int64_t>(args.part_ends[place.request]) * args.tiles;
+  return first + static_cast<int64_t>(place.tile_of_request) * r.parts +
          (inside == 0 ? 0 : (inside + r.offset + r.part_blocks - 1) / r.part_blocks);
 }
 
@@ -222,9 +223,9 @@ __device__ void plan_fixed(const PlanArgs& args, int64_t total, int64_t total_it
       args.worker_list[w].next_item = next_item;
     }
     for (int64_t i = first + threadIdx.x % 32; i < last; i += 32) {
-      const int request = find_request(args.part_ends, args.batch, args.num_heads_kv, i);
+      const int request = find_request(args.part_ends, args.batch, args.tiles, i);
       const RequestBlocks r = describe(args, request);
-      const int inside = static_cast<int>(i - static_cast<int64_t>(args.part_ends[request]) * args.num_heads_kv);
+      const int inside = static_cast<int>(i - static_cast<int64_t>(args.part_ends[request]) * args.tiles);
       Item item = make_item(args, r, request, inside / r.parts);
       item.part = inside % r.parts;
       item.parts = r.parts;
@@ -263,13 +264,13 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanArgs args) {
     parts += all_parts;
   }
   __syncthreads();
-  const int64_t total = static_cast<int64_t>(blocks) * args.num_heads_kv;
+  const int64_t total = static_cast<int64_t>(blocks) * args.tiles;
   if (total == 0) {
     for (int w = threadIdx.x; w < args.workers; w += kThreads) args.worker_list[w].num_items = 0;
   } else if (args.num_splits == 0 && args.split_blocks == 0) {
     plan_even(args, total);
   } else {
-    plan_fixed(args, total, static_cast<int64_t>(parts) * args.num_heads_kv);
+    plan_fixed(args, total, static_cast<int64_t>(parts) * args.tiles);
   }
 }
 
@@ -283,6 +284,16 @@ int split_blocks(const AttentionParams& params) {
   return static_cast<int>((static_cast<int64_t>(params.split_size) + kBlockKeys - 1) / kBlockKeys);
 }
 
+// As many KV heads as leave no more than a twentieth of the multiprocessors without work: memory is what limits.
+int heads_abreast(int num_heads_kv, int multiprocessors) {
+  int best = 1;
+  for (int heads = 2; heads <= std::min(num_heads_kv, multiprocessors); ++heads) {
+    const int used = multiprocessors / heads * heads;
+    if (num_heads_kv % heads == 0 && used * 20 >= multiprocessors * 19) best = heads;
+  }
+  return best;
+}
+
 }  // namespace
 
 Mask make_mask(const AttentionParams& params) {
@@ -294,11 +305,12 @@ Mask make_mask(const AttentionParams& params) {
   return mask;
 }
 
-Layout make_layout(const AttentionParams& params, int workers, int slot_rows) {
+Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_rows) {
   Layout layout;
-  layout.workers = std::min(workers, kThreads);
+  layout.heads_abreast = heads_abreast(params.num_heads_kv, multiprocessors);
+  layout.workers = std::clamp(multiprocessors / layout.heads_abreast, 1, kThreads);
   layout.slot_rows = slot_rows;
-  const int64_t tiles = static_cast<int64_t>(params.batch) * params.num_heads_kv;
+  const int64_t tiles = static_cast<int64_t>(params.batch) * (params.num_heads_kv / layout.heads_abreast);
   if (params.split_size > 0) {
     const int64_t longest = params.page_table != nullptr ? params.page_table_stride * params.page_size : params.total_kv_rows;
     layout.max_items = tiles * (longest / (static_cast<int64_t>(split_blocks(params)) * kBlockKeys) + 2);
@@ -314,8 +326,8 @@ Layout make_layout(const AttentionParams& params, int workers, int slot_rows) {
   layout.items_offset = take(layout.bytes, layout.max_items * static_cast<int64_t>(sizeof(Item)));
   layout.block_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
   layout.part_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
-  layout.slots_offset = take(layout.bytes, layout.max_slots * slot_rows * params.head_dim * 4);
-  layout.sums_offset = take(layout.bytes, layout.max_slots * slot_rows * 8);
+  layout.slots_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * params.head_dim * 4);
+  layout.sums_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * 8);
   return layout;
 }
 
@@ -326,7 +338,8 @@ Status launch_plan(const AttentionParams& params, const Layout& layout, void* sc
   args.cache_seqlens = params.cache_seqlens;
   args.cu_seqlens_k = params.page_table == nullptr ? params.cu_seqlens_k : nullptr;
   args.batch = params.batch;
-  args.num_heads_kv = params.num_heads_kv;
+  args.tiles = params.num_heads_kv / layout.heads_abreast;
+  args.heads_abreast = layout.heads_abreast;
   args.num_splits = params.num_splits;
   args.split_blocks = split_blocks(params);
   args.mask = make_mask(params);
