@@ -96,7 +96,6 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.page_size = params.page_table != nullptr ? params.page_size : 1;
   const auto page_size = static_cast<unsigned>(args.page_size);
   args.page_shift = std::has_single_bit(page_size) ? std::countr_zero(page_size) : -1;
-  args.rows_scattered = params.page_table != nullptr && params.page_size % hopper_decode::kChunkKeys != 0;
   args.out_is_float = params.out_dtype == DType::kF32;
   args.batch = params.batch;
   args.total_q = params.total_q;

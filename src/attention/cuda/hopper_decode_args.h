@@ -8,8 +8,6 @@
 namespace onepass::hopper_decode {
 
 inline constexpr int kWarps = 8;
-inline constexpr int kChunkKeys = 16;  // the M of mma.sync; the teams of warps take turns at an item's chunks
-inline constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
 
 // Strides in elements of 16 bits (out: of its own type).
 struct RunArgs {
@@ -32,7 +30,6 @@ struct RunArgs {
   int64_t total_kv_rows;
   int32_t page_size;
   int32_t page_shift;  // log2(page_size), or -1
-  bool rows_scattered;  // 16 neighbouring keys may lie in several pages
   bool out_is_float;
   int32_t batch;
   int32_t total_q;

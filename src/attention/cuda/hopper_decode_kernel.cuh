@@ -1,7 +1,7 @@
 // The decode kernel: mma.sync with the keys on M = 16 and the packed query rows on N = 8, so that eight rows (one token of
 // eight query heads, say) waste nothing:
 //   S^T [16 keys][8 rows] = K [16 keys][head_dim] Q^T,   O^T [head_dim][8 rows] += V^T [head_dim][16 keys] P^T.
-// Each of the eight warps walks over its own chunks of 16 keys with its own maximum, sum and output; they meet at the end of
+// Each of the eight warps walks over its own chunks of keys with its own maximum, sum and output; they meet at the end of
 // an item, and not before.
 #pragma once
 
@@ -65,25 +65,28 @@ struct WarpState {
         for (int c = 0; c < 4; ++c) out[s][n][c] = 0.0f;
   }
 
-  // scores += K's dimensions of this unit times Q's.
+  // scores += K's dimensions of this unit times Q's. A single tile's products go to two sums, for two chains of them.
   template <int kUnit>
   __device__ __forceinline__ void multiply_k(uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
     const int lane = threadIdx.x % 32;
     const uint32_t address = unit + (lane % 16) * R::kRowBytes + ((lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
-    for (int s = 0; s < R::kUnitDims / 16; ++s) {
-      uint32_t k[4];
-      load_matrices(k, address ^ (s * 32));
+    for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        multiply_add<kBf16>(scores[s % 2][n], k, q[kUnit * (R::kUnitDims / 16) + s][n]);
+      for (int s = 0; s < R::kUnitDims / 16; ++s) {
+        uint32_t k[4];
+        load_matrices(k, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+          multiply_add<kBf16>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k,
+                              q[kUnit * (R::kUnitDims / 16) + s][n]);
+        }
       }
-    }
   }
 
-  // Scores of keys first_key + g and + 8, to weights (P^T, ready as the second factor of the product with V^T).
-  __device__ __forceinline__ void weigh(const RunArgs& args, int first_key, bool masked,
-                                        float (&scores)[kColumnTiles][4], uint32_t (&weights)[kColumnTiles][2]) {
+  // A tile's scores, of keys first_key + g and + 8, made ready: scaled, capped, masked. Whether one is far above its maximum.
+  __device__ __forceinline__ bool prepare(const RunArgs& args, int first_key, bool masked,
+                                          float (&scores)[kColumnTiles][4]) const {
     bool larger = false;
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
@@ -99,36 +102,59 @@ struct WarpState {
         scores[n][c] = x;
         larger |= x > max[n][c % 2] + 8.0f;
       }
+    return larger;
+  }
+
+  // Scores to weights (P^T, ready as the second factor of the product with V^T).
+  __device__ __forceinline__ void weigh(const RunArgs& args, int first_key, bool masked,
+                                        float (&scores)[2][kColumnTiles][4],
+                                        uint32_t (&weights)[R::kChunkTiles][kColumnTiles][2]) {
+    if constexpr (R::kChunkTiles == 1) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) scores[0][n][c] += scores[1][n][c];
+    }
+    bool larger = false;
+#pragma unroll
+    for (int tile = 0; tile < R::kChunkTiles; ++tile) {
+      larger |= prepare(args, first_key + 16 * tile, masked, scores[tile]);
+    }
     // The maximum need not be exact, so long as nothing overflows: it moves, and the output is rescaled, only when a score
     // exceeds it by a factor of 2^8. After the first keys that is rare.
     if (__any_sync(~0u, larger)) move_maximum(scores);
 #pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
+    for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        scores[n][c] = exp2_approx(scores[n][c] - max[n][c % 2]);
-        sum[n][c % 2] += scores[n][c];
+      for (int n = 0; n < kColumnTiles; ++n) {
+        float(&x)[4] = scores[tile][n];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          x[c] = exp2_approx(x[c] - max[n][c % 2]);
+          sum[n][c % 2] += x[c];
+        }
+        weights[tile][n][0] = transpose(pack<kBf16>(x[0], x[1]));
+        weights[tile][n][1] = transpose(pack<kBf16>(x[2], x[3]));
       }
-      weights[n][0] = transpose(pack<kBf16>(scores[n][0], scores[n][1]));
-      weights[n][1] = transpose(pack<kBf16>(scores[n][2], scores[n][3]));
-    }
   }
 
   // out += V's dimensions of this unit, transposed, times the weights.
   template <int kUnit>
-  __device__ __forceinline__ void multiply_v(uint32_t unit, const uint32_t (&weights)[kColumnTiles][2]) {
+  __device__ __forceinline__ void multiply_v(uint32_t unit,
+                                             const uint32_t (&weights)[R::kChunkTiles][kColumnTiles][2]) {
     const int lane = threadIdx.x % 32;
-    const uint32_t address =
-        unit + (lane % 8 + lane / 16 * 8) * R::kRowBytes + ((lane / 8 % 2) ^ (lane % 8)) * 16;
+    const uint32_t address = unit + (lane % 8 + lane / 16 * 8) * R::kRowBytes + ((lane / 8 % 2) ^ (lane % 8)) * 16;
 #pragma unroll
-    for (int s = 0; s < R::kUnitDims / 16; ++s) {
-      uint32_t v[4];
-      load_matrices_transposed(v, address ^ (s * 32));
+    for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        multiply_add<kBf16>(out[kUnit * (R::kUnitDims / 16) + s][n], v, weights[n]);
+      for (int s = 0; s < R::kUnitDims / 16; ++s) {
+        uint32_t v[4];
+        load_matrices_transposed(v, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+          multiply_add<kBf16>(out[kUnit * (R::kUnitDims / 16) + s][n], v, weights[tile][n]);
+        }
       }
-    }
   }
 
   // All warps: adds up what the teams have and writes it, to `out` or to the part's slot.
@@ -183,12 +209,16 @@ struct WarpState {
     return scale - __fdividef(2.0f * scale, exp2_approx(2.0f * kLog2E * x) + 1.0f);
   }
 
-  __device__ __forceinline__ void move_maximum(const float (&scores)[kColumnTiles][4]) {
+  __device__ __forceinline__ void move_maximum(const float (&scores)[2][kColumnTiles][4]) {
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        float largest = fmaxf(max[n][c], fmaxf(scores[n][c], scores[n][c + 2]));
+        float largest = max[n][c];
+#pragma unroll
+        for (int tile = 0; tile < R::kChunkTiles; ++tile) {
+          largest = fmaxf(largest, fmaxf(scores[tile][n][c], scores[tile][n][c + 2]));
+        }
         for (int distance = 4; distance < 32; distance *= 2) {
           largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
         }
@@ -237,26 +267,20 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
     const Item item = load_item(args, item_address(args, worker, next_item, i));
     State state;
     state.begin(args, item, row_begin);
-    for (int chunk = item.block_begin * kChunksOfBlock + R::team(); chunk < item.block_end * kChunksOfBlock;
+    for (int chunk = item.block_begin * R::kChunksOfBlock + R::team(); chunk < item.block_end * R::kChunksOfBlock;
          chunk += R::kTeams) {
-      const int first_key = chunk * kChunkKeys;
-      const bool active = first_key < item.some_hi && first_key + kChunkKeys > item.some_lo;
-      const bool masked = first_key < item.all_lo || first_key + kChunkKeys > item.all_hi;
+      const int first_key = chunk * R::kChunkKeys;
+      const bool active = first_key < item.some_hi && first_key + R::kChunkKeys > item.some_lo;
+      const bool masked = first_key < item.all_lo || first_key + R::kChunkKeys > item.all_hi;
       float scores[2][kColumnTiles][4] = {};
-      uint32_t weights[kColumnTiles][2];
+      uint32_t weights[R::kChunkTiles][kColumnTiles][2];
       [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
         (next_unit(std::integral_constant<int, kUnit>(),
                    [&](uint32_t at) {
                      if (active) state.template multiply_k<kUnit>(at, scores);
                    }),
          ...);
-        if (active) {
-#pragma unroll
-          for (int n = 0; n < kColumnTiles; ++n)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) scores[0][n][c] += scores[1][n][c];
-          state.weigh(args, first_key, masked, scores[0], weights);
-        }
+        if (active) state.weigh(args, first_key, masked, scores, weights);
         (next_unit(std::integral_constant<int, R::kUnitsOfRow + kUnit>(),
                    [&](uint32_t at) {
                      if (active) state.template multiply_v<kUnit>(at, weights);

@@ -1,4 +1,4 @@
-// The side of the decode kernel that talks to memory: each team of warps copies its own chunks of 16 keys into a ring of
+// The side of the decode kernel that talks to memory: each team of warps copies its own chunks of keys into a ring of
 // its own in shared memory, so that no team ever waits for another's data.
 #pragma once
 
@@ -7,13 +7,18 @@
 
 namespace onepass::hopper_decode {
 
-// A unit of the ring is 16 rows of K or of V, 64 or 128 numbers of each; head dimension 256 takes two units for each.
+// The teams of warps take turns at an item's chunks. A unit of the ring is a chunk's rows of K or of V, 64 or 128 numbers of each:
+// head dimension 256 takes two units for each.
 // Rows are swizzled: 16-byte chunk c of row r lies at chunk c ^ (r % 8), for ldmatrix without bank conflicts.
 template <int kHeadDim, int kTeamWarps>
 struct Ring {
   static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
   static constexpr int kUnitsOfRow = kHeadDim / kUnitDims;
   static constexpr int kUnitsOfChunk = 2 * kUnitsOfRow;  // K, then V
+  // A chunk is one or two times the M of mma.sync: rows of 128 bytes are too few for the bookkeeping of a chunk.
+  static constexpr int kChunkTiles = kHeadDim < 128 ? 2 : 1;
+  static constexpr int kChunkKeys = 16 * kChunkTiles;
+  static constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
   static constexpr int kRowBytes = 2 * kUnitDims;
   static constexpr int kUnitBytes = kChunkKeys * kRowBytes;
   static constexpr int kTeams = kWarps / kTeamWarps;
@@ -60,13 +65,14 @@ template <int kHeadDim, int kTeamWarps>
 class Loader {
  public:
   using R = Ring<kHeadDim, kTeamWarps>;
-  static constexpr int kWarpRows = kChunkKeys / kTeamWarps;
+  static constexpr int kWarpRows = R::kChunkKeys / kTeamWarps;
   static constexpr int kLanesOfRow = R::kRowBytes / 16;
   static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
 
   __device__ Loader(const RunArgs& args, const Worker& worker, int num_items, int next_item)
       : args_(args), worker_(worker), num_items_(num_items), next_item_(next_item) {
     lane_ = threadIdx.x % 32;
+    rows_scattered_ = args.page_table != nullptr && (args.page_shift < 0 || args.page_size < R::kChunkKeys);
     first_row_ = threadIdx.x / 32 % kTeamWarps * kWarpRows;
     const int row = first_row_ + lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
     k_lane_ = row * args.k_row_stride + chunk * 8;
@@ -101,11 +107,11 @@ class Loader {
       ++item_;
       page_is_known = false;
     }
-    first_key_ = chunk_ * kChunkKeys;
-    active_ = first_key_ < hi_ && first_key_ + kChunkKeys > lo_;
-    // Where a page holds all 16 keys, every lane computes the place of the first; else each the place of key lane % 16.
-    const int key = first_key_ + (args_.rows_scattered ? lane_ % kChunkKeys : 0);
-    const bool needed = args_.rows_scattered ? key >= lo_ && key < hi_ : active_;
+    first_key_ = chunk_ * R::kChunkKeys;
+    active_ = first_key_ < hi_ && first_key_ + R::kChunkKeys > lo_;
+    // Where a page holds the whole chunk, every lane computes the place of its first key; else each that of its own key.
+    const int key = first_key_ + (rows_scattered_ ? lane_ % R::kChunkKeys : 0);
+    const bool needed = rows_scattered_ ? key >= lo_ && key < hi_ : active_;
     int64_t slot = key + kv_begin_;
     int page = 0;
     if (args_.page_table != nullptr && needed) {
@@ -116,15 +122,15 @@ class Loader {
     k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
     v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     // The next chunk's page is asked for now, a chunk's time before it is used.
-    const int key_ahead = key + R::kTeams * kChunkKeys;
+    const int key_ahead = key + R::kTeams * R::kChunkKeys;
     if (args_.page_table != nullptr && chunk_ + R::kTeams < chunk_end_ && key_ahead < hi_) {
       page_ahead_ = pages_[page_of(args_, key_ahead)];
     }
   }
 
   __device__ __forceinline__ void open(const Item& item) {
-    chunk_ = item.block_begin * kChunksOfBlock + R::team();
-    chunk_end_ = item.block_end * kChunksOfBlock;
+    chunk_ = item.block_begin * R::kChunksOfBlock + R::team();
+    chunk_end_ = item.block_end * R::kChunksOfBlock;
     lo_ = item.some_lo;
     hi_ = item.some_hi;
     kv_begin_ = item.kv_begin;
@@ -136,7 +142,7 @@ class Loader {
   __device__ __forceinline__ void copy(uint32_t unit, const uint16_t* base, int64_t offset, int64_t lane_offset,
                                        int64_t row_stride) {
     const uint32_t shared = unit + shared_lane_;
-    if (!args_.rows_scattered && first_key_ >= lo_ && first_key_ + kChunkKeys <= hi_) {
+    if (!rows_scattered_ && first_key_ >= lo_ && first_key_ + R::kChunkKeys <= hi_) {
       const uint16_t* source = base + offset + lane_offset;
 #pragma unroll
       for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
@@ -149,7 +155,7 @@ class Loader {
     for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
       const int lane_row = first_row_ + row + lane_ / kLanesOfRow;
       const int key = first_key_ + lane_row;
-      const uint16_t* source = args_.rows_scattered
+      const uint16_t* source = rows_scattered_
                                    ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
                                    : base + offset + lane_offset + row * row_stride;
       copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, key >= lo_ && key < hi_);
@@ -161,6 +167,7 @@ class Loader {
   int num_items_;
   int next_item_;
   int lane_;
+  bool rows_scattered_;  // a chunk's rows may lie in several pages
   int first_row_;   // of a chunk's that this warp copies
   int64_t k_lane_;  // from the unit's first row to what this lane copies first
   int64_t v_lane_;
@@ -199,9 +206,9 @@ __device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int i = 0; i < R::kUnits / R::kUnitsOfChunk; ++i) {
-    const int64_t chunk = static_cast<int64_t>(place.z) * kChunksOfBlock + warp + i * kWarps;
-    const int64_t key = chunk * kChunkKeys + lane % kChunkKeys;
-    if (chunk / kChunksOfBlock >= place.w || key < 0 || key >= lengths.z) continue;
+    const int64_t chunk = static_cast<int64_t>(place.z) * R::kChunksOfBlock + warp + i * kWarps;
+    const int64_t key = chunk * R::kChunkKeys + lane % R::kChunkKeys;
+    if (chunk / R::kChunksOfBlock >= place.w || key < 0 || key >= lengths.z) continue;
     int64_t row = key + lengths.w, k_offset, v_offset;
     if (args.page_table != nullptr) {
       const int index = page_of(args, static_cast<int>(key));
@@ -216,9 +223,9 @@ __device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const
       v_offset = row * args.v_row_stride;
     }
     if (row < 0 || row >= args.total_kv_rows) continue;
-    prefetch_to_l2(lane < kChunkKeys ? args.k + k_offset + head * args.k_head_stride
-                                    : args.v + v_offset + head * args.v_head_stride,
-                   2 * kHeadDim);
+    const bool all = R::kChunkKeys == 32;
+    if (all || lane < 16) prefetch_to_l2(args.k + k_offset + head * args.k_head_stride, 2 * kHeadDim);
+    if (all || lane >= 16) prefetch_to_l2(args.v + v_offset + head * args.v_head_stride, 2 * kHeadDim);
   }
 }
 
