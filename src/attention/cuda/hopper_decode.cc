@@ -1,6 +1,5 @@
 // The decode kernel's host side: what it takes, and how it is launched.
 #include <algorithm>
-#include <bit>
 
 #include "attention/cuda/hopper_decode_args.h"
 #include "attention/cuda/kernels.h"
@@ -50,6 +49,11 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
   if (params.q_descale != nullptr || params.k_descale != nullptr || params.v_descale != nullptr) {
     return unimplemented("hopper-decode: q_descale, k_descale and v_descale: expected null");
   }
+  // More rows are shared out among the warps in another way, in which a row's sums would depend on the longest query.
+  if (const int most = params.head_dim <= 128 ? 16 : 8; params.split_size > 0 && packed_rows(params) > most) {
+    return unimplemented("hopper-decode: split_size: expected at most ", most, " rows with it (max_seqlen_q times query heads "
+                         "of a KV head), found ", packed_rows(params));
+  }
   if (params.batch_invariant) return unimplemented("hopper-decode: batch_invariant: expected false");
   if (params.split_size > 0 && params.page_table == nullptr && params.total_kv_rows == 0) {
     return unimplemented("hopper-decode: split_size: expected total_kv_rows with it, found 0");
@@ -93,16 +97,14 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.out_head_stride = params.out_head_stride;
   args.page_table_stride = params.page_table_stride;
   args.total_kv_rows = params.total_kv_rows;
-  args.page_size = params.page_table != nullptr ? params.page_size : 1;
-  const auto page_size = static_cast<unsigned>(args.page_size);
-  args.page_shift = std::has_single_bit(page_size) ? std::countr_zero(page_size) : -1;
+  args.page_size = hopper_decode::make_divisor(params.page_table != nullptr ? params.page_size : 1);
   args.out_is_float = params.out_dtype == DType::kF32;
   args.batch = params.batch;
   args.total_q = params.total_q;
   args.num_heads_kv = params.num_heads_kv;
-  args.heads_abreast = layout.heads_abreast;
+  args.heads_abreast = hopper_decode::make_divisor(layout.heads_abreast);
   args.max_slots = static_cast<int32_t>(layout.max_slots);
-  args.group = params.num_heads / params.num_heads_kv;
+  args.group = hopper_decode::make_divisor(params.num_heads / params.num_heads_kv);
   args.slot_rows = layout.slot_rows;
   args.mask = hopper_decode::make_mask(params);
   constexpr float kLog2E = 1.4426950408889634f;

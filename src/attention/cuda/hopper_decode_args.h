@@ -21,22 +21,21 @@ struct RunArgs {
   const Worker* workers;
   const Item* items;
   float* slots;  // partial_out [heads_abreast][slots][slot_rows][head_dim], relative to the maximum
-  float* sums;   // [heads_abreast][slots][slot_rows]: maximum (of scores in powers of 2) and sum
+  float* sums;   // [heads_abreast][slots][slot_rows][4]: maximum (of scores in powers of 2), sum, and both again
   int64_t q_row_stride, q_head_stride;
   int64_t k_page_stride, k_row_stride, k_head_stride;
   int64_t v_page_stride, v_row_stride, v_head_stride;
   int64_t out_row_stride, out_head_stride;
   int64_t page_table_stride;
   int64_t total_kv_rows;
-  int32_t page_size;
-  int32_t page_shift;  // log2(page_size), or -1
+  Divisor page_size;
   bool out_is_float;
   int32_t batch;
   int32_t total_q;
   int32_t num_heads_kv;
-  int32_t heads_abreast;
+  Divisor heads_abreast;
   int32_t max_slots;
-  int32_t group;       // query heads of one KV head
+  Divisor group;  // query heads of one KV head
   int32_t slot_rows;   // of query token x query head, at most
   Mask mask;
   float score_scale;  // to powers of 2; before the soft cap when there is one

@@ -7,9 +7,6 @@
 
 #include <cuda_runtime.h>
 
-#include <type_traits>
-#include <utility>
-
 #include "attention/cuda/hopper_decode_merge.cuh"
 #include "tensor/cuda/cuda_status.h"
 
@@ -38,12 +35,13 @@ struct WarpState {
   KeyRange range[kColumnTiles][2];
 
   __device__ __forceinline__ void begin(const RunArgs& args, const Item& item, int row_begin) {
-    const int lane = threadIdx.x % 32, rows = item.seqlen_q * args.group;
+    const int lane = threadIdx.x % 32, rows = item.seqlen_q * static_cast<int>(args.group.value);
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n) {
       const int row = row_begin + 8 * n + lane / 4;
-      const uint16_t* q_row = args.q + (item.q_begin + row / args.group) * args.q_row_stride +
-                              (item.head_kv * args.group + row % args.group) * args.q_head_stride + lane % 4 * 2;
+      const int group = args.group.value, token = divide(row, args.group);
+      const uint16_t* q_row = args.q + (item.q_begin + token) * args.q_row_stride +
+                              (item.head_kv * group + row - token * group) * args.q_head_stride + lane % 4 * 2;
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         q[s][n][0] = row < rows ? *reinterpret_cast<const uint32_t*>(q_row + 16 * s) : 0;
@@ -53,8 +51,8 @@ struct WarpState {
       for (int c = 0; c < 2; ++c) {
         max[n][c] = kNoScore;
         sum[n][c] = 0.0f;
-        const int token = (row_begin + 8 * n + lane % 4 * 2 + c) / args.group;
-        range[n][c] = visible_keys(args.mask, item.seqlen_k - item.seqlen_q + token, item.seqlen_k);
+        const int row_token = divide(row_begin + 8 * n + lane % 4 * 2 + c, args.group);
+        range[n][c] = visible_keys(args.mask, item.seqlen_k - item.seqlen_q + row_token, item.seqlen_k);
       }
     }
 #pragma unroll
@@ -66,8 +64,7 @@ struct WarpState {
   }
 
   // scores += K's dimensions of this unit times Q's. A single tile's products go to two sums, for two chains of them.
-  template <int kUnit>
-  __device__ __forceinline__ void multiply_k(uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
+  __device__ __forceinline__ void multiply_k(int part, uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
     const int lane = threadIdx.x % 32;
     const uint32_t address = unit + (lane % 16) * R::kRowBytes + ((lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
@@ -79,7 +76,7 @@ struct WarpState {
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
           multiply_add<kBf16>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k,
-                              q[kUnit * (R::kUnitDims / 16) + s][n]);
+                              q[part * (R::kUnitDims / 16) + s][n]);
         }
       }
   }
@@ -139,8 +136,7 @@ struct WarpState {
   }
 
   // out += V's dimensions of this unit, transposed, times the weights.
-  template <int kUnit>
-  __device__ __forceinline__ void multiply_v(uint32_t unit,
+  __device__ __forceinline__ void multiply_v(int part, uint32_t unit,
                                              const uint32_t (&weights)[R::kChunkTiles][kColumnTiles][2]) {
     const int lane = threadIdx.x % 32;
     const uint32_t address = unit + (lane % 8 + lane / 16 * 8) * R::kRowBytes + ((lane / 8 % 2) ^ (lane % 8)) * 16;
@@ -152,14 +148,14 @@ struct WarpState {
         load_matrices_transposed(v, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
-          multiply_add<kBf16>(out[kUnit * (R::kUnitDims / 16) + s][n], v, weights[tile][n]);
+          multiply_add<kBf16>(out[part * (R::kUnitDims / 16) + s][n], v, weights[tile][n]);
         }
       }
   }
 
   // All warps: adds up what the teams have and writes it, to `out` or to the part's slot.
   __device__ __forceinline__ void finish(const RunArgs& args, const Item& item, Shared& shared) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = item.seqlen_q * args.group;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = item.seqlen_q * static_cast<int>(args.group.value);
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
@@ -222,6 +218,7 @@ struct WarpState {
         for (int distance = 4; distance < 32; distance *= 2) {
           largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
         }
+        if (largest <= max[n][c] + 8.0f) continue;  // each row by itself, so that no row's bits depend on another's
         const float factor = exp2_approx(max[n][c] - largest);
         max[n][c] = largest;
         sum[n][c] *= factor;
@@ -240,31 +237,21 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   using State = WarpState<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
-  const Worker& worker = args.workers[blockIdx.x / args.heads_abreast];
+  const Place place(args);
   const int row_begin = threadIdx.x / 32 % kTeamWarps * kColumnTiles * 8;  // of this warp
 
-  prefetch_first_chunks<kHeadDim, kTeamWarps>(args, worker);
+  prefetch_first_chunks<kHeadDim, kTeamWarps>(args, place);
   wait_for_earlier_kernels();
-  const int num_items = worker.num_items, next_item = worker.next_item;
+  const int num_items = place.worker->num_items, next_item = place.worker->next_item;
   const uint32_t ring = shared_address(shared.ring[R::team()]);
-  Loader<kHeadDim, kTeamWarps> loader(args, worker, num_items, next_item);
+  Loader<kHeadDim, kTeamWarps> loader(args, place, num_items, next_item);
 #pragma unroll 1
   for (int i = 0; i < R::kUnits; ++i) loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
 
   uint32_t unit = ring;  // the oldest of the ring
   const uint32_t ring_end = ring + R::kBytes;
-  // Waits for the next unit, gives it to `use`, and fills it again.
-  const auto next_unit = [&]<int kPart>(std::integral_constant<int, kPart>, auto use) {
-    wait_for_copies<R::kUnits - 1>();
-    R::sync_team();
-    use(unit);
-    R::sync_team();
-    loader.issue((kPart + R::kUnits) % R::kUnitsOfChunk, unit);
-    unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
-  };
-
   for (int i = 0; i < num_items; ++i) {
-    const Item item = load_item(args, item_address(args, worker, next_item, i));
+    const Item item = place.load_item(args, next_item, i);
     State state;
     state.begin(args, item, row_begin);
     for (int chunk = item.block_begin * R::kChunksOfBlock + R::team(); chunk < item.block_end * R::kChunksOfBlock;
@@ -274,26 +261,29 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
       const bool masked = first_key < item.all_lo || first_key + R::kChunkKeys > item.all_hi;
       float scores[2][kColumnTiles][4] = {};
       uint32_t weights[R::kChunkTiles][kColumnTiles][2];
-      [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
-        (next_unit(std::integral_constant<int, kUnit>(),
-                   [&](uint32_t at) {
-                     if (active) state.template multiply_k<kUnit>(at, scores);
-                   }),
-         ...);
-        if (active) state.weigh(args, first_key, masked, scores, weights);
-        (next_unit(std::integral_constant<int, R::kUnitsOfRow + kUnit>(),
-                   [&](uint32_t at) {
-                     if (active) state.template multiply_v<kUnit>(at, weights);
-                   }),
-         ...);
-      }(std::make_integer_sequence<int, R::kUnitsOfRow>());
+      // K and V in one loop's body: code that is short stays in the instruction cache.
+#pragma unroll(R::kUnitsOfRow == 1 ? 1 : R::kUnitsOfChunk)
+      for (int part = 0; part < R::kUnitsOfChunk; ++part) {
+        wait_for_copies<R::kUnits - 1>();
+        R::sync_team();
+        if (active && part < R::kUnitsOfRow) state.multiply_k(R::kUnitsOfRow == 1 ? 0 : part, unit, scores);
+        if (active && part >= R::kUnitsOfRow) {
+          state.multiply_v(R::kUnitsOfRow == 1 ? 0 : part - R::kUnitsOfRow, unit, weights);
+        }
+        R::sync_team();
+        loader.issue((part + R::kUnits) % R::kUnitsOfChunk, unit);
+        unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
+        if (active && part == R::kUnitsOfRow - 1) state.weigh(args, first_key, masked, scores, weights);
+      }
     }
     state.finish(args, item, shared);
   }
 
   for (int i = 0; i < num_items; ++i) {
-    const Item item = load_item(args, item_address(args, worker, next_item, i));
-    if (item.parts > 1 && item.part == item.parts - 1) merge_parts<kHeadDim, kBf16>(args, item);
+    const Item item = place.load_item(args, next_item, i);
+    if (item.parts > 1 && item.part == item.parts - 1) {
+      merge_parts<kHeadDim, kBf16>(args, item, shared.ring[0], R::kTeams * R::kBytes);
+    }
   }
 }
 

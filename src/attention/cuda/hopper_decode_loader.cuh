@@ -37,28 +37,31 @@ struct Ring {
   }
 };
 
-// With the head, and the first slot, of this block among those abreast.
-__device__ __forceinline__ Item load_item(const RunArgs& args, const Item* address) {
-  Item item;
-  const int4* from = reinterpret_cast<const int4*>(address);
-  int4* to = reinterpret_cast<int4*>(&item);
-  to[0] = from[0];
-  to[1] = from[1];
-  to[2] = from[2];
-  to[3] = from[3];
-  const int head = blockIdx.x % args.heads_abreast;
-  item.head_kv += head;
-  item.first_slot += head * args.max_slots;
-  return item;
-}
+// Which part of the plan a block follows: a worker's stretch, for one of the heads abreast.
+struct Place {
+  const Worker* worker;
+  int head;
 
-__device__ __forceinline__ const Item* item_address(const RunArgs& args, const Worker& worker, int next_item, int i) {
-  return i == 0 ? &worker.first : args.items + next_item + i - 1;
-}
+  __device__ __forceinline__ explicit Place(const RunArgs& args) {
+    const int index = divide(blockIdx.x, args.heads_abreast);
+    worker = args.workers + index;
+    head = blockIdx.x - index * args.heads_abreast.value;
+  }
 
-__device__ __forceinline__ int page_of(const RunArgs& args, int key) {
-  return args.page_shift >= 0 ? key >> args.page_shift : key / args.page_size;
-}
+  // Item i of the worker's.
+  __device__ __forceinline__ Item load_item(const RunArgs& args, int next_item, int i) const {
+    Item item;
+    const int4* from = reinterpret_cast<const int4*>(i == 0 ? &worker->first : args.items + next_item + i - 1);
+    int4* to = reinterpret_cast<int4*>(&item);
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+    to[3] = from[3];
+    item.head_kv += head;
+    item.first_slot += head * args.max_slots;
+    return item;
+  }
+};
 
 // Walks over a team's chunks of a worker's items ahead of the multiplication. Each warp copies its share of the rows.
 template <int kHeadDim, int kTeamWarps>
@@ -69,10 +72,10 @@ class Loader {
   static constexpr int kLanesOfRow = R::kRowBytes / 16;
   static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
 
-  __device__ Loader(const RunArgs& args, const Worker& worker, int num_items, int next_item)
-      : args_(args), worker_(worker), num_items_(num_items), next_item_(next_item) {
+  __device__ __forceinline__ Loader(const RunArgs& args, const Place& place, int num_items, int next_item)
+      : args_(args), place_(place), num_items_(num_items), next_item_(next_item) {
     lane_ = threadIdx.x % 32;
-    rows_scattered_ = args.page_table != nullptr && (args.page_shift < 0 || args.page_size < R::kChunkKeys);
+    rows_scattered_ = args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
     first_row_ = threadIdx.x / 32 % kTeamWarps * kWarpRows;
     const int row = first_row_ + lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
     k_lane_ = row * args.k_row_stride + chunk * 8;
@@ -103,7 +106,7 @@ class Loader {
         let_next_kernel_start();  // memory will soon be idle: its prefetches may come
         return;
       }
-      open(load_item(args_, item_address(args_, worker_, next_item_, item_)));
+      open(place_.load_item(args_, next_item_, item_));
       ++item_;
       page_is_known = false;
     }
@@ -115,16 +118,16 @@ class Loader {
     int64_t slot = key + kv_begin_;
     int page = 0;
     if (args_.page_table != nullptr && needed) {
-      const int index = page_of(args_, key);
+      const int index = divide(key, args_.page_size);
       page = page_is_known ? page_ahead_ : pages_[index];
-      slot = key - index * args_.page_size;
+      slot = key - index * static_cast<int>(args_.page_size.value);
     }
     k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
     v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     // The next chunk's page is asked for now, a chunk's time before it is used.
     const int key_ahead = key + R::kTeams * R::kChunkKeys;
     if (args_.page_table != nullptr && chunk_ + R::kTeams < chunk_end_ && key_ahead < hi_) {
-      page_ahead_ = pages_[page_of(args_, key_ahead)];
+      page_ahead_ = pages_[divide(key_ahead, args_.page_size)];
     }
   }
 
@@ -163,7 +166,7 @@ class Loader {
   }
 
   const RunArgs& args_;
-  const Worker& worker_;
+  const Place& place_;
   int num_items_;
   int next_item_;
   int lane_;
@@ -194,38 +197,39 @@ class Loader {
 // Asks for the worker's first chunks to be brought into the L2 cache, while the kernels before this one still run. What
 // is read here may be out of date: every number is checked, and nothing but the prefetch depends on it.
 template <int kHeadDim, int kTeamWarps>
-__device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const Worker& worker) {
+__device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const Place& place) {
   using R = Ring<kHeadDim, 1>;
-  if (args.total_kv_rows == 0) return;
-  const int4* words = reinterpret_cast<const int4*>(&worker);
-  const int4 place = load_relaxed(words);       // request, head_kv, block_begin, block_end
+  const int4* words = reinterpret_cast<const int4*>(&place.worker->first);
+  const int4 tile = load_relaxed(words);         // request, head_kv, block_begin, block_end
   const int4 lengths = load_relaxed(words + 1);  // q_begin, seqlen_q, seqlen_k, kv_begin
-  if (place.x < 0 || place.x >= args.batch || place.y < 0) return;
-  const int head = place.y + blockIdx.x % args.heads_abreast;
-  if (head >= args.num_heads_kv) return;
+  const int head = tile.y + place.head;
+  if (tile.x < 0 || tile.x >= args.batch || head < 0 || head >= args.num_heads_kv) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int end = min(tile.w, (lengths.z - 1) / kBlockKeys + 1) * R::kChunksOfBlock;
 #pragma unroll 1
   for (int i = 0; i < R::kUnits / R::kUnitsOfChunk; ++i) {
-    const int64_t chunk = static_cast<int64_t>(place.z) * R::kChunksOfBlock + warp + i * kWarps;
-    const int64_t key = chunk * R::kChunkKeys + lane % R::kChunkKeys;
-    if (chunk / R::kChunksOfBlock >= place.w || key < 0 || key >= lengths.z) continue;
-    int64_t row = key + lengths.w, k_offset, v_offset;
+    const int chunk = tile.z * R::kChunksOfBlock + warp + i * kWarps;
+    const int key = chunk * R::kChunkKeys + lane % R::kChunkKeys;
+    if (chunk < 0 || chunk >= end || key >= lengths.z) return;
+    int page = 0;
+    int64_t slot = static_cast<int64_t>(key) + lengths.w;
     if (args.page_table != nullptr) {
-      const int index = page_of(args, static_cast<int>(key));
-      if (index >= args.page_table_stride) continue;
-      const int page = load_relaxed(args.page_table + place.x * args.page_table_stride + index);
-      const int64_t slot = key - static_cast<int64_t>(index) * args.page_size;
-      row = static_cast<int64_t>(page) * args.page_size + slot;
-      k_offset = page * args.k_page_stride + slot * args.k_row_stride;
-      v_offset = page * args.v_page_stride + slot * args.v_row_stride;
-    } else {
-      k_offset = row * args.k_row_stride;
-      v_offset = row * args.v_row_stride;
+      const int index = divide(key, args.page_size);
+      if (index >= args.page_table_stride) return;
+      page = load_relaxed(args.page_table + tile.x * args.page_table_stride + index);
+      slot = key - index * static_cast<int>(args.page_size.value);
     }
-    if (row < 0 || row >= args.total_kv_rows) continue;
+    const int64_t row = static_cast<int64_t>(page) * args.page_size.value + slot;
+    if (row < 0 || row >= args.total_kv_rows) return;
     const bool all = R::kChunkKeys == 32;
-    if (all || lane < 16) prefetch_to_l2(args.k + k_offset + head * args.k_head_stride, 2 * kHeadDim);
-    if (all || lane >= 16) prefetch_to_l2(args.v + v_offset + head * args.v_head_stride, 2 * kHeadDim);
+    if (all || lane < 16) {
+      prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
+                     2 * kHeadDim);
+    }
+    if (all || lane >= 16) {
+      prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
+                     2 * kHeadDim);
+    }
   }
 }
 

@@ -20,7 +20,6 @@ inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float not_zero(float x) { return x == 0.0f ? -0.0f : x; }
 __device__ __forceinline__ bool has_come(float x) { return __float_as_uint(x) != 0; }
-__device__ __forceinline__ bool has_come(float2 x) { return has_come(x.x) && has_come(x.y); }
 __device__ __forceinline__ bool has_come(float4 x) {
   return has_come(x.x) && has_come(x.y) && has_come(x.z) && has_come(x.w);
 }
@@ -54,8 +53,9 @@ struct Partial {
 // Row `row` of the item's rows (query token * group + query head), numbers d to d + 3.
 template <bool kBf16>
 __device__ __forceinline__ void write_result(const RunArgs& args, const Item& item, int row, int d, Partial partial) {
-  const int64_t token = item.q_begin + row / args.group;
-  const int head = item.head_kv * args.group + row % args.group;
+  const int row_token = divide(row, args.group), group = args.group.value;
+  const int64_t token = item.q_begin + row_token;
+  const int head = item.head_kv * group + row - row_token * group;
   if (args.sinks != nullptr && partial.sum > 0.0f) {
     partial.add({0.0f, 0.0f, 0.0f, 0.0f}, args.sinks[head] * kLog2E, 1.0f);
   }
@@ -80,8 +80,8 @@ __device__ __forceinline__ float4* slot_out(const RunArgs& args, int slot, int r
   return reinterpret_cast<float4*>(args.slots + (static_cast<int64_t>(slot) * args.slot_rows + row) * kHeadDim + d);
 }
 
-__device__ __forceinline__ float2* slot_sum(const RunArgs& args, int slot, int row) {
-  return reinterpret_cast<float2*>(args.sums) + static_cast<int64_t>(slot) * args.slot_rows + row;
+__device__ __forceinline__ float4* slot_sum(const RunArgs& args, int slot, int row) {
+  return reinterpret_cast<float4*>(args.sums) + static_cast<int64_t>(slot) * args.slot_rows + row;
 }
 
 template <int kHeadDim>
@@ -89,51 +89,58 @@ __device__ __forceinline__ void write_part(const RunArgs& args, const Item& item
   const int slot = item.first_slot + item.part;
   store_relaxed(slot_out<kHeadDim>(args, slot, row, d),
                 make_float4(not_zero(p.out.x), not_zero(p.out.y), not_zero(p.out.z), not_zero(p.out.w)));
-  if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float2(p.max, not_zero(p.sum)));
+  const float sum = not_zero(p.sum);
+  if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float4(p.max, sum, p.max, sum));
 }
 
-// All threads of a block: merges the parts of `item`'s tile, in order.
+// All threads of a block: merges the parts of `item`'s tile, in order. Each thread fetches its numbers of all parts at once
+// into its own columns of shared memory, and those that are missing again: one trip to the L2 cache a round.
 template <int kHeadDim, bool kBf16>
-__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item) {
-  const int rows = item.seqlen_q * args.group;
-  constexpr int kVectors = kHeadDim / 4;
-  constexpr int kAtOnce = 18;  // loads in flight: one sequence alone is cut into so many parts, of eight KV heads on 132 SMs
-  const int64_t out_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
-  for (int i = threadIdx.x; i < rows * kVectors; i += kWarps * 32) {
+__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared, int shared_bytes) {
+  constexpr int kVectors = kHeadDim / 4, kThreads = kWarps * 32;
+  const int rows = item.seqlen_q * static_cast<int>(args.group.value);
+  const int most = shared_bytes / (kThreads * 32);  // parts at a time
+  const uint32_t mine = shared_address(shared) + threadIdx.x * 32;
+  const float4* arrived = reinterpret_cast<const float4*>(shared + threadIdx.x * 32);
+  for (int i = threadIdx.x; i < rows * kVectors; i += kThreads) {
     const int row = i / kVectors, d = i % kVectors * 4;
-    float4* out_address = slot_out<kHeadDim>(args, item.first_slot, row, d);
-    const float2* sum_address = slot_sum(args, item.first_slot, row);
     Partial total;
-    for (int part = 0; part < item.parts; part += kAtOnce) {
-      const int count = min(kAtOnce, item.parts - part);
-      float4 out[kAtOnce] = {};
-      float2 sum[kAtOnce] = {};
-      // All that are missing are asked for together: one trip to the L2 cache a round, however many are late.
+    for (int part = 0; part < item.parts; part += most) {
+      const int count = min(most, item.parts - part);
+      float4* out = slot_out<kHeadDim>(args, item.first_slot + part, row, d);
+      const float4* sum = slot_sum(args, item.first_slot + part, row);
+      const int64_t out_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
+#pragma unroll 2
+      for (int j = 0; j < count; ++j) {
+        copy_16_async(mine + j * (kThreads * 32), out + j * out_stride, true);
+        copy_16_async(mine + j * (kThreads * 32) + 16, sum + static_cast<int64_t>(j) * args.slot_rows, true);
+      }
       bool waiting = true;
       while (waiting) {
+        commit_copies();
+        wait_for_copies<0>();
         waiting = false;
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          if (j < count && !has_come(out[j])) out[j] = load_relaxed(out_address + j * out_stride);
-          if (j < count && !has_come(sum[j])) sum[j] = load_relaxed(sum_address + j * args.slot_rows);
+#pragma unroll 2
+        for (int j = 0; j < count; ++j) {
+          if (!has_come(arrived[j * (kThreads * 2)]) || !has_come(arrived[j * (kThreads * 2) + 1])) {
+            waiting = true;
+            copy_16_async(mine + j * (kThreads * 32), out + j * out_stride, true);
+            copy_16_async(mine + j * (kThreads * 32) + 16, sum + static_cast<int64_t>(j) * args.slot_rows, true);
+          }
         }
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) waiting |= j < count && !(has_come(out[j]) && has_come(sum[j]));
       }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (j == count) break;
-        total.add(out[j], sum[j].x, sum[j].y);
-        *out_address = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        out_address += out_stride;
+#pragma unroll 2
+      for (int j = 0; j < count; ++j) {
+        const float4 part_sum = arrived[j * (kThreads * 2) + 1];
+        total.add(arrived[j * (kThreads * 2)], part_sum.x, part_sum.y);
+        out[j * out_stride] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       }
-      sum_address += static_cast<int64_t>(count) * args.slot_rows;
     }
     write_result<kBf16>(args, item, row, d, total);
   }
   __syncthreads();  // all have read the sums
-  for (int i = threadIdx.x; i < rows * item.parts; i += kWarps * 32) {
-    *slot_sum(args, item.first_slot + i / rows, i % rows) = make_float2(0.0f, 0.0f);
+  for (int i = threadIdx.x; i < rows * item.parts; i += kThreads) {
+    *slot_sum(args, item.first_slot + i / rows, i % rows) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
 }
 

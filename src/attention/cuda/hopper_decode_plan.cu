@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "tensor/cuda/cuda_status.h"
 
@@ -296,12 +297,23 @@ int heads_abreast(int num_heads_kv, int multiprocessors) {
 
 }  // namespace
 
+// With l = ceil(log2(value)) and magic = floor(2^(31 + l) / value) + 1, magic * value exceeds 2^(31 + l) by at most 2^l, which
+// is what the quotient of a number below 2^31 can bear.
+Divisor make_divisor(int value) {
+  Divisor divisor;
+  divisor.value = static_cast<uint32_t>(value);
+  divisor.shift = 31 + std::bit_width(divisor.value - 1);
+  divisor.magic = static_cast<uint32_t>((uint64_t{1} << divisor.shift) / divisor.value + 1);
+  return divisor;
+}
+
 Mask make_mask(const AttentionParams& params) {
   constexpr int kNoLimit = 1 << 30;
   Mask mask;
   mask.window_left = params.window_left < 0 ? kNoLimit : std::min(params.window_left, kNoLimit);
   mask.window_right = params.causal ? 0 : params.window_right < 0 ? kNoLimit : std::min(params.window_right, kNoLimit);
-  mask.chunk = std::min(params.attention_chunk, kNoLimit);
+  mask.chunked = params.attention_chunk > 0;
+  mask.chunk = make_divisor(std::clamp(params.attention_chunk, 1, kNoLimit));
   return mask;
 }
 
@@ -327,7 +339,7 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
   layout.block_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
   layout.part_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
   layout.slots_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * params.head_dim * 4);
-  layout.sums_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * 8);
+  layout.sums_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * 16);
   return layout;
 }
 

@@ -45,11 +45,21 @@ struct alignas(16) Worker {
   int32_t unused[2];
 };
 
+// n / value for 0 <= n < 2^31 in two instructions: (n * magic) >> shift.
+struct Divisor {
+  uint32_t value = 1;
+  uint32_t magic = 0;
+  uint32_t shift = 0;
+};
+
+Divisor make_divisor(int value);
+
 // Which keys a query row sees, as the kernels take it: causal and window_right are one, "no limit" is a large number.
 struct Mask {
   int32_t window_left;
   int32_t window_right;
-  int32_t chunk;
+  bool chunked;
+  Divisor chunk;
 };
 
 // Places in the scratch memory, and the most that each can hold. Depends on the sizes in AttentionParams alone.
@@ -63,7 +73,7 @@ struct Layout {
   int64_t items_offset = 0;
   int64_t block_ends_offset = 0;  // [batch + 1] prefix sums over the requests of the blocks of one tile
   int64_t part_ends_offset = 0;   // [batch + 1] the same of the parts that are known beforehand (1 a tile in automatic mode)
-  int64_t slots_offset = 0;       // partial_out [heads_abreast][slots][slot_rows][head_dim], then pairs [heads_abreast][slots][slot_rows]
+  int64_t slots_offset = 0;       // partial_out [heads_abreast][slots][slot_rows][head_dim], then [heads_abreast][slots][slot_rows][4]
   int64_t sums_offset = 0;
   int64_t bytes = 0;
 };
@@ -75,6 +85,10 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
 Status launch_plan(const AttentionParams& params, const Layout& layout, void* scratch, CUstream_st* stream);
 
 #ifdef __CUDACC__
+__device__ __forceinline__ int divide(int n, const Divisor& divisor) {
+  return static_cast<int>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * divisor.magic) >> divisor.shift);
+}
+
 // The keys that the query at position p sees: [lo, hi], empty when hi < lo. Both only grow with p.
 struct KeyRange {
   int lo;
@@ -85,10 +99,11 @@ __device__ __forceinline__ KeyRange visible_keys(const Mask& mask, int p, int se
   KeyRange range;
   range.lo = max(0, p - mask.window_left);
   range.hi = min(seqlen_k - 1, p + mask.window_right);
-  if (mask.chunk > 0) {
-    const int chunk = p >= 0 ? p / mask.chunk : -1;  // no key has a negative index: which chunk does not matter
-    range.lo = max(range.lo, chunk * mask.chunk);
-    range.hi = min(range.hi, chunk * mask.chunk + mask.chunk - 1);
+  if (mask.chunked) {
+    const int size = mask.chunk.value;
+    const int begin = p >= 0 ? divide(p, mask.chunk) * size : -size;  // no key has a negative index: which chunk does not matter
+    range.lo = max(range.lo, begin);
+    range.hi = min(range.hi, begin + size - 1);
   }
   return range;
 }
