@@ -23,8 +23,8 @@ Layout layout(const AttentionParams& params, const GpuInfo& gpu) {
 
 Status supports(const AttentionParams& params, const GpuInfo& gpu) {
   if (gpu.compute_capability != 90) {
-    return unimplemented("hopper-decode: GPU: expected compute capability 9.0, found ", gpu.compute_capability / 10, ".",
-                         gpu.compute_capability % 10);
+    return unimplemented("hopper-decode: GPU: expected compute capability 9.0, found ", gpu.compute_capability / 10,
+                         ".", gpu.compute_capability % 10);
   }
   if (params.q_dtype != DType::kBF16 && params.q_dtype != DType::kF16) {
     return unimplemented("hopper-decode: q_dtype: expected bfloat16 or float16, found ", to_string(params.q_dtype));
@@ -40,7 +40,8 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
     return unimplemented("hopper-decode: head_dim: expected 64, 128 or 256, found ", params.head_dim);
   }
   if (params.head_dim_v != params.head_dim) {
-    return unimplemented("hopper-decode: head_dim_v: expected head_dim, ", params.head_dim, ", found ", params.head_dim_v);
+    return unimplemented("hopper-decode: head_dim_v: expected head_dim, ", params.head_dim, ", found ",
+                         params.head_dim_v);
   }
   if (params.max_seqlen_q > kMaxRows || packed_rows(params) > kMaxRows) {
     return unimplemented("hopper-decode: max_seqlen_q: expected at most ", kMaxRows, " rows of ",
@@ -51,8 +52,10 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
   }
   // More rows are shared out among the warps in another way, in which a row's sums would depend on the longest query.
   if (const int most = params.head_dim <= 128 ? 16 : 8; params.split_size > 0 && packed_rows(params) > most) {
-    return unimplemented("hopper-decode: split_size: expected at most ", most, " rows with it (max_seqlen_q times query heads "
-                         "of a KV head), found ", packed_rows(params));
+    return unimplemented("hopper-decode: split_size: expected at most ", most,
+                         " rows with it (max_seqlen_q times query heads "
+                         "of a KV head), found ",
+                         packed_rows(params));
   }
   if (params.batch_invariant) return unimplemented("hopper-decode: batch_invariant: expected false");
   if (params.split_size > 0 && params.page_table == nullptr && params.total_kv_rows == 0) {
@@ -125,10 +128,7 @@ Status run(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch&
 
 }  // namespace
 
-const CudaAttentionKernel kHopperDecode = {.name = "hopper-decode",
-                                           .supports = supports,
-                                           .scratch_bytes = scratch_bytes,
-                                           .plan = plan,
-                                           .run = run};
+const CudaAttentionKernel kHopperDecode = {
+    .name = "hopper-decode", .supports = supports, .scratch_bytes = scratch_bytes, .plan = plan, .run = run};
 
 }  // namespace onepass

@@ -35,8 +35,8 @@ struct RunArgs {
   int32_t num_heads_kv;
   Divisor heads_abreast;
   int32_t max_slots;
-  Divisor group;  // query heads of one KV head
-  int32_t slot_rows;   // of query token x query head, at most
+  Divisor group;      // query heads of one KV head
+  int32_t slot_rows;  // of query token x query head, at most
   Mask mask;
   float score_scale;  // to powers of 2; before the soft cap when there is one
   float softcap;      // 0: none

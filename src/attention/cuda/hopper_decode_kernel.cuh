@@ -1,8 +1,8 @@
-// The decode kernel: mma.sync with the keys on M = 16 and the packed query rows on N = 8, so that eight rows (one token of
-// eight query heads, say) waste nothing:
+// The decode kernel: mma.sync with the keys on M = 16 and the packed query rows on N = 8, so that eight rows (one token
+// of eight query heads, say) waste nothing:
 //   S^T [16 keys][8 rows] = K [16 keys][head_dim] Q^T,   O^T [head_dim][8 rows] += V^T [head_dim][16 keys] P^T.
-// Each of the eight warps walks over its own chunks of keys with its own maximum, sum and output; they meet at the end of
-// an item, and not before.
+// Each of the eight warps walks over its own chunks of keys with its own maximum, sum and output; they meet at the end
+// of an item, and not before.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -75,13 +75,13 @@ struct WarpState {
         load_matrices(k, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
-          multiply_add<kBf16>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k,
-                              q[part * (R::kUnitDims / 16) + s][n]);
+          multiply_add<kBf16>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k, q[part * (R::kUnitDims / 16) + s][n]);
         }
       }
   }
 
-  // A tile's scores, of keys first_key + g and + 8, made ready: scaled, capped, masked. Whether one is far above its maximum.
+  // A tile's scores, of keys first_key + g and + 8, made ready: scaled, capped, masked. Whether one is far above its
+  // maximum.
   __device__ __forceinline__ bool prepare(const RunArgs& args, int first_key, bool masked,
                                           float (&scores)[kColumnTiles][4]) const {
     bool larger = false;
@@ -117,8 +117,8 @@ struct WarpState {
     for (int tile = 0; tile < R::kChunkTiles; ++tile) {
       larger |= prepare(args, first_key + 16 * tile, masked, scores[tile]);
     }
-    // The maximum need not be exact, so long as nothing overflows: it moves, and the output is rescaled, only when a score
-    // exceeds it by a factor of 2^8. After the first keys that is rare.
+    // The maximum need not be exact, so long as nothing overflows: it moves, and the output is rescaled, only when a
+    // score exceeds it by a factor of 2^8. After the first keys that is rare.
     if (__any_sync(~0u, larger)) move_maximum(scores);
 #pragma unroll
     for (int tile = 0; tile < R::kChunkTiles; ++tile)
@@ -155,7 +155,8 @@ struct WarpState {
 
   // All warps: adds up what the teams have and writes it, to `out` or to the part's slot.
   __device__ __forceinline__ void finish(const RunArgs& args, const Item& item, Shared& shared) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = item.seqlen_q * static_cast<int>(args.group.value);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32,
+              rows = item.seqlen_q * static_cast<int>(args.group.value);
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
@@ -168,7 +169,8 @@ struct WarpState {
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
       for (int u = 0; u < R::kUnitsOfRow; ++u) {
-        if (n + u > 0) __syncthreads();  // the last tile has been read; the last item's end has seen to it before the first
+        if (n + u > 0)
+          __syncthreads();  // the last tile has been read; the last item's end has seen to it before the first
 #pragma unroll
         for (int s = 0; s < R::kUnitDims / 16; ++s)
 #pragma unroll
@@ -312,7 +314,8 @@ Status launch_variant(const RunArgs& args, const Launch& launch, CUstream_st* st
                      : launch_variant<kHeadDim, kColumnTiles, kTeamWarps, false>(args, launch.blocks, stream);
 }
 
-// The smallest variant that holds `args.slot_rows` rows. 16 rows of head dimension 256 a warp are more than the registers hold.
+// The smallest variant that holds `args.slot_rows` rows. 16 rows of head dimension 256 a warp are more than the
+// registers hold.
 template <int kHeadDim>
 Status launch_decode(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
   constexpr int kMost = kHeadDim <= 128 ? 2 : 1;

@@ -7,9 +7,9 @@
 
 namespace onepass::hopper_decode {
 
-// The teams of warps take turns at an item's chunks. A unit of the ring is a chunk's rows of K or of V, 64 or 128 numbers of each:
-// head dimension 256 takes two units for each.
-// Rows are swizzled: 16-byte chunk c of row r lies at chunk c ^ (r % 8), for ldmatrix without bank conflicts.
+// The teams of warps take turns at an item's chunks. A unit of the ring is a chunk's rows of K or of V, 64 or 128
+// numbers of each: head dimension 256 takes two units for each. Rows are swizzled: 16-byte chunk c of row r lies at
+// chunk c ^ (r % 8), for ldmatrix without bank conflicts.
 template <int kHeadDim, int kTeamWarps>
 struct Ring {
   static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
@@ -22,8 +22,8 @@ struct Ring {
   static constexpr int kRowBytes = 2 * kUnitDims;
   static constexpr int kUnitBytes = kChunkKeys * kRowBytes;
   static constexpr int kTeams = kWarps / kTeamWarps;
-  // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of memory, and
-  // as much again several times, so that memory has work while warps meet at the end of an item.
+  // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of
+  // memory, and as much again several times, so that memory has work while warps meet at the end of an item.
   static constexpr int kUnits = kTeamWarps * 24 * 1024 / kUnitBytes;
   static constexpr int kBytes = kUnits * kUnitBytes;
 
@@ -112,7 +112,8 @@ class Loader {
     }
     first_key_ = chunk_ * R::kChunkKeys;
     active_ = first_key_ < hi_ && first_key_ + R::kChunkKeys > lo_;
-    // Where a page holds the whole chunk, every lane computes the place of its first key; else each that of its own key.
+    // Where a page holds the whole chunk, every lane computes the place of its first key; else each that of its own
+    // key.
     const int key = first_key_ + (rows_scattered_ ? lane_ % R::kChunkKeys : 0);
     const bool needed = rows_scattered_ ? key >= lo_ && key < hi_ : active_;
     int64_t slot = key + kv_begin_;
@@ -158,9 +159,8 @@ class Loader {
     for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
       const int lane_row = first_row_ + row + lane_ / kLanesOfRow;
       const int key = first_key_ + lane_row;
-      const uint16_t* source = rows_scattered_
-                                   ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
-                                   : base + offset + lane_offset + row * row_stride;
+      const uint16_t* source = rows_scattered_ ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
+                                               : base + offset + lane_offset + row * row_stride;
       copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, key >= lo_ && key < hi_);
     }
   }
@@ -171,8 +171,8 @@ class Loader {
   int next_item_;
   int lane_;
   bool rows_scattered_;  // a chunk's rows may lie in several pages
-  int first_row_;   // of a chunk's that this warp copies
-  int64_t k_lane_;  // from the unit's first row to what this lane copies first
+  int first_row_;        // of a chunk's that this warp copies
+  int64_t k_lane_;       // from the unit's first row to what this lane copies first
   int64_t v_lane_;
   uint32_t shared_lane_;
   // The item.
@@ -187,7 +187,7 @@ class Loader {
   const int32_t* pages_ = nullptr;
   int page_ahead_ = 0;
   // The chunk.
-  bool done_ = false;  // all chunks have been asked for
+  bool done_ = false;    // all chunks have been asked for
   bool active_ = false;  // it has visible keys
   int first_key_ = 0;
   int64_t k_offset_ = 0;

@@ -1,4 +1,5 @@
-// What the decode kernel does with results: of whole tiles to `out`, of parts to their slots, and the merge of the parts.
+// What the decode kernel does with results: of whole tiles to `out`, of parts to their slots, and the merge of the
+// parts.
 //
 // The slots need neither flags nor fences. They are zero before, and no word that is written is zero (0 is written as
 // -0), so a word tells by itself that it has come. The worker with a tile's last part merges the tile, after everything
@@ -66,8 +67,8 @@ __device__ __forceinline__ void write_result(const RunArgs& args, const Item& it
     *reinterpret_cast<float4*>(static_cast<float*>(args.out) + offset) =
         make_float4(o.x * normalizer, o.y * normalizer, o.z * normalizer, o.w * normalizer);
   } else {
-    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + offset) = make_uint2(
-        pack<kBf16>(o.x * normalizer, o.y * normalizer), pack<kBf16>(o.z * normalizer, o.w * normalizer));
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + offset) =
+        make_uint2(pack<kBf16>(o.x * normalizer, o.y * normalizer), pack<kBf16>(o.z * normalizer, o.w * normalizer));
   }
   if (d == 0 && args.softmax_lse != nullptr) {
     args.softmax_lse[static_cast<int64_t>(head) * args.total_q + token] =
@@ -93,8 +94,8 @@ __device__ __forceinline__ void write_part(const RunArgs& args, const Item& item
   if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float4(p.max, sum, p.max, sum));
 }
 
-// All threads of a block: merges the parts of `item`'s tile, in order. Each thread fetches its numbers of all parts at once
-// into its own columns of shared memory, and those that are missing again: one trip to the L2 cache a round.
+// All threads of a block: merges the parts of `item`'s tile, in order. Each thread fetches its numbers of all parts at
+// once into its own columns of shared memory, and those that are missing again: one trip to the L2 cache a round.
 template <int kHeadDim, bool kBf16>
 __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared, int shared_bytes) {
   constexpr int kVectors = kHeadDim / 4, kThreads = kWarps * 32;

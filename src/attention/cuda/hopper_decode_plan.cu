@@ -32,7 +32,8 @@ struct PlanArgs {
   int64_t slot_words;  // of 16 bytes
 };
 
-// One tile of one request, in blocks. `offset` shifts the grid of parts, which begins at key 0, against the first block.
+// One tile of one request, in blocks. `offset` shifts the grid of parts, which begins at key 0, against the first
+// block.
 struct RequestBlocks {
   int q_begin;
   int seqlen_q;
@@ -297,8 +298,8 @@ int heads_abreast(int num_heads_kv, int multiprocessors) {
 
 }  // namespace
 
-// With l = ceil(log2(value)) and magic = floor(2^(31 + l) / value) + 1, magic * value exceeds 2^(31 + l) by at most 2^l, which
-// is what the quotient of a number below 2^31 can bear.
+// With l = ceil(log2(value)) and magic = floor(2^(31 + l) / value) + 1, magic * value exceeds 2^(31 + l) by at most
+// 2^l, which is what the quotient of a number below 2^31 can bear.
 Divisor make_divisor(int value) {
   Divisor divisor;
   divisor.value = static_cast<uint32_t>(value);
@@ -324,7 +325,8 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
   layout.slot_rows = slot_rows;
   const int64_t tiles = static_cast<int64_t>(params.batch) * (params.num_heads_kv / layout.heads_abreast);
   if (params.split_size > 0) {
-    const int64_t longest = params.page_table != nullptr ? params.page_table_stride * params.page_size : params.total_kv_rows;
+    const int64_t longest =
+        params.page_table != nullptr ? params.page_table_stride * params.page_size : params.total_kv_rows;
     layout.max_items = tiles * (longest / (static_cast<int64_t>(split_blocks(params)) * kBlockKeys) + 2);
     layout.max_slots = layout.max_items;
   } else if (params.num_splits > 0) {
@@ -362,7 +364,8 @@ Status launch_plan(const AttentionParams& params, const Layout& layout, void* sc
   args.part_ends = reinterpret_cast<int32_t*>(base + layout.part_ends_offset);
   args.slots = reinterpret_cast<int4*>(base + layout.slots_offset);
   args.slot_words = (layout.bytes - layout.slots_offset) / 16;
-  const int zeroing_blocks = static_cast<int>(std::min<int64_t>(128, (args.slot_words + 8 * kThreads - 1) / (8 * kThreads)));
+  const int zeroing_blocks =
+      static_cast<int>(std::min<int64_t>(128, (args.slot_words + 8 * kThreads - 1) / (8 * kThreads)));
   plan_kernel<<<1 + zeroing_blocks, kThreads, 0, stream>>>(args);
   return launch_status("hopper-decode: plan");
 }

@@ -1,10 +1,11 @@
 // How a decode batch is cut into work: written into device memory by plan(), followed by every run().
 //
-// The keys of a request are cut into blocks of 32, on a grid that begins at key 0. KV heads are attended to side by side, `heads_abreast`
-// at a time, so that what lies together in memory is read at the same time. A tile is the query rows of that many KV heads
-// of one request with the blocks that any of its rows sees. All tiles' blocks in one line (request, KV heads, block) are cut
-// into one stretch a worker, equal to the block; a worker is a thread block for each of the heads. What a worker has of one tile
-// is an item. A tile in several items has a slot for each part's result; the slots of one tile follow one another.
+// The keys of a request are cut into blocks of 32, on a grid that begins at key 0. KV heads are attended to side by
+// side, `heads_abreast` at a time, so that what lies together in memory is read at the same time. A tile is the query
+// rows of that many KV heads of one request with the blocks that any of its rows sees. All tiles' blocks in one line
+// (request, KV heads, block) are cut into one stretch a worker, equal to the block; a worker is a thread block for each
+// of the heads. What a worker has of one tile is an item. A tile in several items has a slot for each part's result;
+// the slots of one tile follow one another.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +73,10 @@ struct Layout {
   int64_t workers_offset = 0;
   int64_t items_offset = 0;
   int64_t block_ends_offset = 0;  // [batch + 1] prefix sums over the requests of the blocks of one tile
-  int64_t part_ends_offset = 0;   // [batch + 1] the same of the parts that are known beforehand (1 a tile in automatic mode)
-  int64_t slots_offset = 0;       // partial_out [heads_abreast][slots][slot_rows][head_dim], then [heads_abreast][slots][slot_rows][4]
+  int64_t part_ends_offset =
+      0;  // [batch + 1] the same of the parts that are known beforehand (1 a tile in automatic mode)
+  int64_t slots_offset =
+      0;  // partial_out [heads_abreast][slots][slot_rows][head_dim], then [heads_abreast][slots][slot_rows][4]
   int64_t sums_offset = 0;
   int64_t bytes = 0;
 };
@@ -101,7 +104,8 @@ __device__ __forceinline__ KeyRange visible_keys(const Mask& mask, int p, int se
   range.hi = min(seqlen_k - 1, p + mask.window_right);
   if (mask.chunked) {
     const int size = mask.chunk.value;
-    const int begin = p >= 0 ? divide(p, mask.chunk) * size : -size;  // no key has a negative index: which chunk does not matter
+    const int begin =
+        p >= 0 ? divide(p, mask.chunk) * size : -size;  // no key has a negative index: which chunk does not matter
     range.lo = max(range.lo, begin);
     range.hi = min(range.hi, begin + size - 1);
   }

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
-#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -37,29 +36,24 @@ inline std::vector<const CudaAttentionKernel*> kernels_to_test() {
   return kernels;
 }
 
+// The parameter's name in the tests' output.
+inline void PrintTo(const CudaAttentionKernel* kernel, std::ostream* out) { *out << kernel->name; }
+
 class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKernel*> {
  protected:
-  static void SetUpTestSuite() {
-    cuda_ = new CudaInfo(query_cuda());
-    pool_ = new ThreadPool(available_processors());
-  }
-  static void TearDownTestSuite() {
-    delete pool_;
-    delete cuda_;
-  }
-
   void SetUp() override {
-    if (!cuda_->problem.empty()) GTEST_SKIP() << "no GPU to test on: " << cuda_->problem;
+    if (!cuda_.problem.empty()) GTEST_SKIP() << "no GPU to test on: " << cuda_.problem;
     if (!gpu().usable) GTEST_SKIP() << "this binary has no code for " << gpu().name;
   }
 
   static const CudaAttentionKernel& kernel() { return *GetParam(); }
-  static const GpuInfo& gpu() { return cuda_->gpus.front(); }
-  static Stream host() { return {.pool = pool_}; }
+  const GpuInfo& gpu() const { return cuda_.gpus.front(); }
+  Stream host() { return {.pool = &pool_}; }
 
-  // A random problem that the kernel takes, after `change` (which may refuse one); none after 2,000 attempts.
-  static std::optional<AttentionSpec> supported_spec(
-      std::mt19937_64& rng, const std::function<bool(AttentionSpec&)>& change = [](AttentionSpec&) { return true; }) {
+  // A random problem that the kernel takes, after `change` (which may refuse one); an error after 2,000 attempts.
+  StatusOr<AttentionSpec> supported_spec(
+      std::mt19937_64& rng,
+      const std::function<bool(AttentionSpec&)>& change = [](AttentionSpec&) { return true; }) const {
     for (int attempt = 0; attempt < 2000; ++attempt) {
       AttentionSpec spec = random_gpu_spec(rng);
       if (!change(spec)) continue;
@@ -68,11 +62,11 @@ class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKerne
       EXPECT_FALSE(status.message().empty());
       EXPECT_EQ(status.message().find('\n'), std::string::npos) << status;
     }
-    return std::nullopt;
+    return not_found(kernel().name, " takes fewer than 1 in 2,000 problems");
   }
 
   // Checks what a kernel left in `problem` against the exact result.
-  static void expect_right(DeviceProblem& problem) {
+  void expect_right(DeviceProblem& problem) {
     const AttentionResult exact = problem.host().run_reference(host());
     const ErrorBound bound = error_bound(problem.host(), exact, host());
     const StatusOr<AttentionResult> result = problem.result();
@@ -84,8 +78,8 @@ class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKerne
   }
 
  private:
-  inline static CudaInfo* cuda_ = nullptr;
-  inline static ThreadPool* pool_ = nullptr;
+  const CudaInfo cuda_ = query_cuda();
+  ThreadPool pool_{available_processors()};
 };
 
 // ASSERT_OK_AND_ASSIGN(const DeviceProblem problem, DeviceProblem::make(spec));
