@@ -242,18 +242,43 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   const Place place(args);
   const int row_begin = threadIdx.x / 32 % kTeamWarps * kColumnTiles * 8;  // of this warp
 
-  prefetch_first_chunks<kHeadDim, kTeamWarps>(args, place);
+  // The plan and the page table are read before the kernels that may write them are known to be over. What they say is
+  // checked, so that nothing outside the arrays is touched, and at first taken as true: their round trips to memory are
+  // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
+  Opening<kHeadDim, kTeamWarps> opening;
+  opening.sound = false;
+  if (args.total_kv_rows > 0) opening.read(args, place);
+  if (opening.sound) opening.prefetch(args, place);
   wait_for_earlier_kernels();
-  const int num_items = place.worker->num_items, next_item = place.worker->next_item;
+  bool up_to_date = !opening.sound;
+  if (up_to_date) opening.read(args, place);
+
   const uint32_t ring = shared_address(shared.ring[R::team()]);
-  Loader<kHeadDim, kTeamWarps> loader(args, place, num_items, next_item);
+  Loader<kHeadDim, kTeamWarps> loader(args, place, opening);
+  loader.restart();
 #pragma unroll 1
-  for (int i = 0; i < R::kUnits; ++i) loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
+  for (int i = 0; i < R::kUnits || !up_to_date;) {
+    if (!up_to_date && (i == R::kUnits || (i % R::kUnitsOfChunk == 0 && !loader.opening_has_next()))) {
+      up_to_date = true;
+      Opening<kHeadDim, kTeamWarps> now;
+      now.read(args, place);
+      if (now == opening) continue;
+      wait_for_copies<0>();
+      opening = now;
+      loader.restart();
+      i = 0;
+      continue;
+    }
+    loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
+    ++i;
+  }
+  const int num_items = opening.num_items;
 
   uint32_t unit = ring;  // the oldest of the ring
   const uint32_t ring_end = ring + R::kBytes;
   for (int i = 0; i < num_items; ++i) {
-    const Item item = place.load_item(args, next_item, i);
+    const Item item =
+        i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     State state;
     state.begin(args, item, row_begin);
     for (int chunk = item.block_begin * R::kChunksOfBlock + R::team(); chunk < item.block_end * R::kChunksOfBlock;
@@ -282,7 +307,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   }
 
   for (int i = 0; i < num_items; ++i) {
-    const Item item = place.load_item(args, next_item, i);
+    const Item item =
+        i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     if (item.parts > 1 && item.part == item.parts - 1) {
       merge_parts<kHeadDim, kBf16>(args, item, shared.ring[0], R::kTeams * R::kBytes);
     }

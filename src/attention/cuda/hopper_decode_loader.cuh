@@ -48,18 +48,113 @@ struct Place {
     head = blockIdx.x - index * args.heads_abreast.value;
   }
 
-  // Item i of the worker's.
+  // Item i > 0 of the worker's.
   __device__ __forceinline__ Item load_item(const RunArgs& args, int next_item, int i) const {
     Item item;
-    const int4* from = reinterpret_cast<const int4*>(i == 0 ? &worker->first : args.items + next_item + i - 1);
+    const int4* from = reinterpret_cast<const int4*>(args.items + next_item + i - 1);
     int4* to = reinterpret_cast<int4*>(&item);
     to[0] = from[0];
     to[1] = from[1];
     to[2] = from[2];
     to[3] = from[3];
+    return for_head(args, item);
+  }
+
+  __device__ __forceinline__ Item for_head(const RunArgs& args, Item item) const {
     item.head_kv += head;
     item.first_slot += head * args.max_slots;
     return item;
+  }
+};
+
+// What a team must know to ask for its first chunks.
+template <int kHeadDim, int kTeamWarps>
+struct Opening {
+  using R = Ring<kHeadDim, kTeamWarps>;
+  static constexpr int kChunks = R::kUnits / R::kUnitsOfChunk < 3 ? R::kUnits / R::kUnitsOfChunk : 3;
+
+  Item item;
+  int num_items;
+  int next_item;
+  int pages[kChunks];  // of the first chunks, as far as the item has any
+  bool sound;          // nothing that follows from it leads out of the arrays, even if it is out of date
+
+  __device__ __forceinline__ void read(const RunArgs& args, const Place& place) {
+    const int4* from = reinterpret_cast<const int4*>(place.worker);
+    int4* to = reinterpret_cast<int4*>(&item);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = load_relaxed(from + i);
+    const int4 rest = load_relaxed(from + 4);
+    num_items = rest.x;
+    next_item = rest.y;
+    if (num_items <= 0) item = {};
+    const int64_t kv_rows = args.total_kv_rows > 0 ? args.total_kv_rows : INT64_MAX;
+    const int64_t most_keys =
+        args.page_table != nullptr ? args.page_table_stride * args.page_size.value : kv_rows - item.kv_begin;
+    bool is_sound = item.request >= 0 && item.request < args.batch && item.head_kv >= 0 &&
+                    item.head_kv + place.head < args.num_heads_kv && item.kv_begin >= 0 && item.some_lo >= 0 &&
+                    item.some_hi <= most_keys && item.block_begin >= 0 &&
+                    item.block_end <= (item.some_hi + kBlockKeys - 1) / kBlockKeys && item.q_begin >= 0 &&
+                    item.q_begin + static_cast<int64_t>(item.seqlen_q) <= args.total_q;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int key = key_of_lane(args, item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
+      pages[i] = 0;
+      if (is_sound && args.page_table != nullptr && key >= 0) {
+        pages[i] = load_relaxed(args.page_table + item.request * args.page_table_stride + divide(key, args.page_size));
+        is_sound = pages[i] >= 0 && (pages[i] + int64_t{1}) * args.page_size.value <= kv_rows;
+      }
+    }
+    sound = __all_sync(~0u, is_sound);
+  }
+
+  // Whose page this lane is to know: the chunk's first key's or, where pages are smaller than a chunk, its own key's. -1: none.
+  __device__ __forceinline__ int key_of_lane(const RunArgs& args, int chunk) const {
+    const int first = chunk * R::kChunkKeys;
+    if (chunk >= item.block_end * R::kChunksOfBlock || first >= item.some_hi || first + R::kChunkKeys <= item.some_lo) {
+      return -1;
+    }
+    if (args.page_size.value % R::kChunkKeys == 0) return first;
+    const int key = first + threadIdx.x % R::kChunkKeys;
+    return key >= item.some_lo && key < item.some_hi ? key : -1;
+  }
+
+  __device__ __forceinline__ bool operator==(const Opening& other) const {
+    const int* a = reinterpret_cast<const int*>(&item);
+    const int* b = reinterpret_cast<const int*>(&other.item);
+    bool same = num_items == other.num_items && next_item == other.next_item;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(Item) / 4); ++i) same &= a[i] == b[i];
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) same &= pages[i] == other.pages[i];
+    return __all_sync(~0u, same);
+  }
+
+  // Asks for the first chunks to be brought into the L2 cache, while the kernels before this one still run.
+  __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
+    const int row = threadIdx.x % R::kChunkKeys, head = item.head_kv + place.head;
+    const bool scattered = args.page_size.value % R::kChunkKeys != 0;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int chunk = item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams;
+      const int key = chunk * R::kChunkKeys + row;
+      if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) continue;
+      int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
+      if (args.page_table != nullptr) {
+        const int first = scattered ? key : chunk * R::kChunkKeys;
+        slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
+      }
+      const int64_t page = pages[i];
+      const bool all = R::kChunkKeys == 32;
+      if (all || threadIdx.x % 32 < 16) {
+        prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
+                       2 * kHeadDim);
+      }
+      if (all || threadIdx.x % 32 >= 16) {
+        prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
+                       2 * kHeadDim);
+      }
+    }
   }
 };
 
@@ -72,8 +167,10 @@ class Loader {
   static constexpr int kLanesOfRow = R::kRowBytes / 16;
   static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
 
-  __device__ __forceinline__ Loader(const RunArgs& args, const Place& place, int num_items, int next_item)
-      : args_(args), place_(place), num_items_(num_items), next_item_(next_item) {
+  using First = Opening<kHeadDim, kTeamWarps>;
+
+  __device__ __forceinline__ Loader(const RunArgs& args, const Place& place, const First& first)
+      : args_(args), place_(place), first_(first) {
     lane_ = threadIdx.x % 32;
     rows_scattered_ = args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
     first_row_ = threadIdx.x / 32 % kTeamWarps * kWarpRows;
@@ -81,6 +178,19 @@ class Loader {
     k_lane_ = row * args.k_row_stride + chunk * 8;
     v_lane_ = row * args.v_row_stride + chunk * 8;
     shared_lane_ = row * R::kRowBytes + (chunk ^ (row % 8)) * 16;
+  }
+
+  // Begins with what the opening now says.
+  __device__ __forceinline__ void restart() {
+    item_ = min(1, first_.num_items);
+    open(place_.for_head(args_, first_.item));
+    chunk_ -= R::kTeams;
+    chunks_asked_ = 0;
+  }
+
+  // Whether the opening says where the next chunk is.
+  __device__ __forceinline__ bool opening_has_next() const {
+    return chunks_asked_ < First::kChunks && chunk_ + R::kTeams < chunk_end_;
   }
 
   // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`, as one group of copies.
@@ -100,16 +210,23 @@ class Loader {
     chunk_ += R::kTeams;
     bool page_is_known = true;
     while (chunk_ >= chunk_end_) {
-      if (item_ == num_items_) {
+      if (item_ == first_.num_items) {
         done_ = true;
         active_ = false;
         let_next_kernel_start();  // memory will soon be idle: its prefetches may come
         return;
       }
-      open(place_.load_item(args_, next_item_, item_));
+      open(place_.load_item(args_, first_.next_item, item_));
       ++item_;
       page_is_known = false;
+      chunks_asked_ = First::kChunks;
     }
+    int page_known = page_ahead_;
+#pragma unroll
+    for (int i = 0; i < First::kChunks; ++i) {
+      if (chunks_asked_ == i) page_known = first_.pages[i];
+    }
+    ++chunks_asked_;
     first_key_ = chunk_ * R::kChunkKeys;
     active_ = first_key_ < hi_ && first_key_ + R::kChunkKeys > lo_;
     // Where a page holds the whole chunk, every lane computes the place of its first key; else each that of its own
@@ -120,14 +237,15 @@ class Loader {
     int page = 0;
     if (args_.page_table != nullptr && needed) {
       const int index = divide(key, args_.page_size);
-      page = page_is_known ? page_ahead_ : pages_[index];
+      page = page_is_known ? page_known : pages_[index];
       slot = key - index * static_cast<int>(args_.page_size.value);
     }
     k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
     v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     // The next chunk's page is asked for now, a chunk's time before it is used.
     const int key_ahead = key + R::kTeams * R::kChunkKeys;
-    if (args_.page_table != nullptr && chunk_ + R::kTeams < chunk_end_ && key_ahead < hi_) {
+    if (args_.page_table != nullptr && chunks_asked_ >= First::kChunks && chunk_ + R::kTeams < chunk_end_ &&
+        key_ahead < hi_) {
       page_ahead_ = pages_[divide(key_ahead, args_.page_size)];
     }
   }
@@ -167,8 +285,7 @@ class Loader {
 
   const RunArgs& args_;
   const Place& place_;
-  int num_items_;
-  int next_item_;
+  const First& first_;
   int lane_;
   bool rows_scattered_;  // a chunk's rows may lie in several pages
   int first_row_;        // of a chunk's that this warp copies
@@ -177,6 +294,7 @@ class Loader {
   uint32_t shared_lane_;
   // The item.
   int item_ = 0;
+  int chunks_asked_ = 0;  // of the first item; afterwards no less than the opening has
   int chunk_ = 0;
   int chunk_end_ = 0;
   int lo_ = 0;  // keys that some row sees
@@ -193,44 +311,5 @@ class Loader {
   int64_t k_offset_ = 0;
   int64_t v_offset_ = 0;
 };
-
-// Asks for the worker's first chunks to be brought into the L2 cache, while the kernels before this one still run. What
-// is read here may be out of date: every number is checked, and nothing but the prefetch depends on it.
-template <int kHeadDim, int kTeamWarps>
-__device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const Place& place) {
-  using R = Ring<kHeadDim, 1>;
-  const int4* words = reinterpret_cast<const int4*>(&place.worker->first);
-  const int4 tile = load_relaxed(words);         // request, head_kv, block_begin, block_end
-  const int4 lengths = load_relaxed(words + 1);  // q_begin, seqlen_q, seqlen_k, kv_begin
-  const int head = tile.y + place.head;
-  if (tile.x < 0 || tile.x >= args.batch || head < 0 || head >= args.num_heads_kv) return;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int end = min(tile.w, (lengths.z - 1) / kBlockKeys + 1) * R::kChunksOfBlock;
-#pragma unroll 1
-  for (int i = 0; i < R::kUnits / R::kUnitsOfChunk; ++i) {
-    const int chunk = tile.z * R::kChunksOfBlock + warp + i * kWarps;
-    const int key = chunk * R::kChunkKeys + lane % R::kChunkKeys;
-    if (chunk < 0 || chunk >= end || key >= lengths.z) return;
-    int page = 0;
-    int64_t slot = static_cast<int64_t>(key) + lengths.w;
-    if (args.page_table != nullptr) {
-      const int index = divide(key, args.page_size);
-      if (index >= args.page_table_stride) return;
-      page = load_relaxed(args.page_table + tile.x * args.page_table_stride + index);
-      slot = key - index * static_cast<int>(args.page_size.value);
-    }
-    const int64_t row = static_cast<int64_t>(page) * args.page_size.value + slot;
-    if (row < 0 || row >= args.total_kv_rows) return;
-    const bool all = R::kChunkKeys == 32;
-    if (all || lane < 16) {
-      prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
-                     2 * kHeadDim);
-    }
-    if (all || lane >= 16) {
-      prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
-                     2 * kHeadDim);
-    }
-  }
-}
 
 }  // namespace onepass::hopper_decode
