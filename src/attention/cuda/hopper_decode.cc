@@ -7,11 +7,11 @@
 namespace onepass {
 namespace {
 
+using hopper_decode::kMaxRows;
 using hopper_decode::Launch;
 using hopper_decode::Layout;
 using hopper_decode::RunArgs;
 
-constexpr int kMaxRows = 64;
 constexpr int64_t kMaxScratchBytes = int64_t{1} << 31;
 
 int packed_rows(const AttentionParams& params) { return params.num_heads / params.num_heads_kv * params.max_seqlen_q; }
@@ -60,6 +60,11 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
   if (params.batch_invariant) return unimplemented("hopper-decode: batch_invariant: expected false");
   if (params.split_size > 0 && params.page_table == nullptr && params.total_kv_rows == 0) {
     return unimplemented("hopper-decode: split_size: expected total_kv_rows with it, found 0");
+  }
+  if (params.split_size > 0 && layout(params, gpu).max_parts * packed_rows(params) > hopper_decode::kMaxPartRows) {
+    return unimplemented("hopper-decode: split_size: expected at most ",
+                         hopper_decode::kMaxPartRows / packed_rows(params), " parts of the longest sequence, found ",
+                         params.split_size, " keys a part");
   }
   if (const int64_t bytes = layout(params, gpu).bytes; bytes > kMaxScratchBytes) {
     return unimplemented("hopper-decode: num_splits and split_size: expected parts in at most ", kMaxScratchBytes,

@@ -8,6 +8,10 @@
 namespace onepass::hopper_decode {
 
 inline constexpr int kWarps = 8;
+inline constexpr int kMaxRows = 64;
+// Parts of a tile times its rows: what the merge keeps in shared memory fits into the ring of 192 KB.
+inline constexpr int kMaxPartRows = 20000;
+inline constexpr int kMaxSplits = 256;
 
 // Strides in elements of 16 bits (out: of its own type).
 struct RunArgs {
@@ -21,7 +25,7 @@ struct RunArgs {
   const Worker* workers;
   const Item* items;
   float* slots;  // partial_out [heads_abreast][slots][slot_rows][head_dim], relative to the maximum
-  float* sums;   // [heads_abreast][slots][slot_rows][4]: maximum (of scores in powers of 2), sum, and both again
+  float* sums;   // [heads_abreast][slots][slot_rows][2]: maximum (of scores in powers of 2) and sum
   int64_t q_row_stride, q_head_stride;
   int64_t k_page_stride, k_row_stride, k_head_stride;
   int64_t v_page_stride, v_row_stride, v_head_stride;

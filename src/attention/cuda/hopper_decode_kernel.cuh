@@ -184,17 +184,26 @@ struct WarpState {
           const int member = i / (8 * kVectors), row = i / kVectors % 8, d = i % kVectors * 4;
           const int item_row = (member * kColumnTiles + n) * 8 + row;
           if (item_row >= rows) break;
-          Partial partial;
+          float2 sums[R::kTeams];
+          float all_max = kNoScore, all_sum = 0.0f;
 #pragma unroll
           for (int team = 0; team < R::kTeams; ++team) {
-            const int w = team * kTeamWarps + member;
-            const float2 other = shared.sums[w][8 * n + row];
-            partial.add(*reinterpret_cast<const float4*>(&shared.out[w][row][d]), other.x, other.y);
+            sums[team] = shared.sums[team * kTeamWarps + member][8 * n + row];
+            all_max = fmaxf(all_max, sums[team].x);
           }
+          float4 total = {};
+#pragma unroll
+          for (int team = 0; team < R::kTeams; ++team) {
+            const float weight = exp2_approx(sums[team].x - all_max);
+            all_sum += weight * sums[team].y;
+            add(total, weight, *reinterpret_cast<const float4*>(&shared.out[team * kTeamWarps + member][row][d]));
+          }
+          const int out_d = u * R::kUnitDims + d;
           if (item.parts == 1) {
-            write_result<kBf16>(args, item, item_row, u * R::kUnitDims + d, partial);
+            write_out<kBf16>(args, item, item_row, out_d, total,
+                             normalizer(args, item, item_row, all_max, all_sum, out_d == 0));
           } else {
-            write_part<kHeadDim>(args, item, item_row, u * R::kUnitDims + d, partial);
+            write_part<kHeadDim>(args, item, item_row, out_d, total, all_max, all_sum);
           }
         }
       }
@@ -277,8 +286,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   uint32_t unit = ring;  // the oldest of the ring
   const uint32_t ring_end = ring + R::kBytes;
   for (int i = 0; i < num_items; ++i) {
-    const Item item =
-        i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
+    const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     State state;
     state.begin(args, item, row_begin);
     for (int chunk = item.block_begin * R::kChunksOfBlock + R::team(); chunk < item.block_end * R::kChunksOfBlock;
@@ -307,10 +315,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   }
 
   for (int i = 0; i < num_items; ++i) {
-    const Item item =
-        i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
+    const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     if (item.parts > 1 && item.part == item.parts - 1) {
-      merge_parts<kHeadDim, kBf16>(args, item, shared.ring[0], R::kTeams * R::kBytes);
+      merge_parts<kHeadDim, kBf16>(args, item, shared.ring[0]);
     }
   }
 }

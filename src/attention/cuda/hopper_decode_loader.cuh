@@ -108,7 +108,8 @@ struct Opening {
     sound = __all_sync(~0u, is_sound);
   }
 
-  // Whose page this lane is to know: the chunk's first key's or, where pages are smaller than a chunk, its own key's. -1: none.
+  // Whose page this lane is to know: the chunk's first key's or, where pages are smaller than a chunk, its own key's.
+  // -1: none.
   __device__ __forceinline__ int key_of_lane(const RunArgs& args, int chunk) const {
     const int first = chunk * R::kChunkKeys;
     if (chunk >= item.block_end * R::kChunksOfBlock || first >= item.some_hi || first + R::kChunkKeys <= item.some_lo) {

@@ -21,58 +21,45 @@ inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float not_zero(float x) { return x == 0.0f ? -0.0f : x; }
 __device__ __forceinline__ bool has_come(float x) { return __float_as_uint(x) != 0; }
+__device__ __forceinline__ bool has_come(float2 x) { return has_come(x.x) && has_come(x.y); }
 __device__ __forceinline__ bool has_come(float4 x) {
   return has_come(x.x) && has_come(x.y) && has_come(x.z) && has_come(x.w);
 }
 
-// Four numbers of a row's output with the row's maximum and sum.
-struct Partial {
-  float4 out = {0.0f, 0.0f, 0.0f, 0.0f};
-  float max = kNoScore;
-  float sum = 0.0f;
-
-  __device__ __forceinline__ void scale(float factor) {
-    out.x *= factor;
-    out.y *= factor;
-    out.z *= factor;
-    out.w *= factor;
-    sum *= factor;
-  }
-  __device__ __forceinline__ void add(float4 other, float other_max, float other_sum) {
-    const float new_max = fmaxf(max, other_max);
-    scale(exp2_approx(max - new_max));
-    const float factor = exp2_approx(other_max - new_max);
-    out.x += factor * other.x;
-    out.y += factor * other.y;
-    out.z += factor * other.z;
-    out.w += factor * other.w;
-    sum += factor * other_sum;
+// What a row's output, relative to `max`, is to be multiplied by in the end. Row `row` of the item's rows is query
+// token * group + query head. The sink counts once, here; one thread a row writes the LSE.
+__device__ __forceinline__ float normalizer(const RunArgs& args, const Item& item, int row, float max, float sum,
+                                            bool write_lse) {
+  const int row_token = divide(row, args.group), group = args.group.value;
+  const int head = item.head_kv * group + row - row_token * group;
+  float factor = 1.0f;
+  if (args.sinks != nullptr && sum > 0.0f) {
+    const float sink = args.sinks[head] * kLog2E, new_max = fmaxf(max, sink);
+    factor = exp2_approx(max - new_max);
+    sum = sum * factor + exp2_approx(sink - new_max);
     max = new_max;
   }
-};
+  if (write_lse && args.softmax_lse != nullptr) {
+    args.softmax_lse[static_cast<int64_t>(head) * args.total_q + item.q_begin + row_token] =
+        sum > 0.0f ? (max + log2f(sum)) * kLn2 : -INFINITY;
+  }
+  return sum > 0.0f ? __fdividef(factor, sum) : 0.0f;
+}
 
-// Row `row` of the item's rows (query token * group + query head), numbers d to d + 3.
+// Numbers d to d + 3 of a row.
 template <bool kBf16>
-__device__ __forceinline__ void write_result(const RunArgs& args, const Item& item, int row, int d, Partial partial) {
+__device__ __forceinline__ void write_out(const RunArgs& args, const Item& item, int row, int d, float4 o,
+                                          float factor) {
   const int row_token = divide(row, args.group), group = args.group.value;
   const int64_t token = item.q_begin + row_token;
   const int head = item.head_kv * group + row - row_token * group;
-  if (args.sinks != nullptr && partial.sum > 0.0f) {
-    partial.add({0.0f, 0.0f, 0.0f, 0.0f}, args.sinks[head] * kLog2E, 1.0f);
-  }
-  const float normalizer = partial.sum > 0.0f ? 1.0f / partial.sum : 0.0f;
-  const float4 o = partial.out;
   const int64_t offset = token * args.out_row_stride + head * args.out_head_stride + d;
+  const float x = o.x * factor, y = o.y * factor, z = o.z * factor, w = o.w * factor;
   if (args.out_is_float) {
-    *reinterpret_cast<float4*>(static_cast<float*>(args.out) + offset) =
-        make_float4(o.x * normalizer, o.y * normalizer, o.z * normalizer, o.w * normalizer);
+    *reinterpret_cast<float4*>(static_cast<float*>(args.out) + offset) = make_float4(x, y, z, w);
   } else {
     *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + offset) =
-        make_uint2(pack<kBf16>(o.x * normalizer, o.y * normalizer), pack<kBf16>(o.z * normalizer, o.w * normalizer));
-  }
-  if (d == 0 && args.softmax_lse != nullptr) {
-    args.softmax_lse[static_cast<int64_t>(head) * args.total_q + token] =
-        partial.sum > 0.0f ? (partial.max + log2f(partial.sum)) * kLn2 : -INFINITY;
+        make_uint2(pack<kBf16>(x, y), pack<kBf16>(z, w));
   }
 }
 
@@ -81,68 +68,112 @@ __device__ __forceinline__ float4* slot_out(const RunArgs& args, int slot, int r
   return reinterpret_cast<float4*>(args.slots + (static_cast<int64_t>(slot) * args.slot_rows + row) * kHeadDim + d);
 }
 
-__device__ __forceinline__ float4* slot_sum(const RunArgs& args, int slot, int row) {
-  return reinterpret_cast<float4*>(args.sums) + static_cast<int64_t>(slot) * args.slot_rows + row;
+__device__ __forceinline__ float2* slot_sum(const RunArgs& args, int slot, int row) {
+  return reinterpret_cast<float2*>(args.sums) + static_cast<int64_t>(slot) * args.slot_rows + row;
 }
 
 template <int kHeadDim>
-__device__ __forceinline__ void write_part(const RunArgs& args, const Item& item, int row, int d, const Partial& p) {
+__device__ __forceinline__ void write_part(const RunArgs& args, const Item& item, int row, int d, float4 o, float max,
+                                           float sum) {
   const int slot = item.first_slot + item.part;
   store_relaxed(slot_out<kHeadDim>(args, slot, row, d),
-                make_float4(not_zero(p.out.x), not_zero(p.out.y), not_zero(p.out.z), not_zero(p.out.w)));
-  const float sum = not_zero(p.sum);
-  if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float4(p.max, sum, p.max, sum));
+                make_float4(not_zero(o.x), not_zero(o.y), not_zero(o.z), not_zero(o.w)));
+  if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float2(max, not_zero(sum)));
 }
 
-// All threads of a block: merges the parts of `item`'s tile, in order. Each thread fetches its numbers of all parts at
-// once into its own columns of shared memory, and those that are missing again: one trip to the L2 cache a round.
+__device__ __forceinline__ void add(float4& total, float weight, const float4& o) {
+  total.x += weight * o.x;
+  total.y += weight * o.y;
+  total.z += weight * o.z;
+  total.w += weight * o.w;
+}
+
+// All threads of a block: merges the parts of `item`'s tile. A thread's chain of instructions is what takes time here
+// (one every five clocks), so the parts' weights are found by a warp a row with a lane a part, and the output's sums
+// are shared out among all threads, by parts too where the rows are few.
 template <int kHeadDim, bool kBf16>
-__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared, int shared_bytes) {
-  constexpr int kVectors = kHeadDim / 4, kThreads = kWarps * 32;
-  const int rows = item.seqlen_q * static_cast<int>(args.group.value);
-  const int most = shared_bytes / (kThreads * 32);  // parts at a time
-  const uint32_t mine = shared_address(shared) + threadIdx.x * 32;
-  const float4* arrived = reinterpret_cast<const float4*>(shared + threadIdx.x * 32);
-  for (int i = threadIdx.x; i < rows * kVectors; i += kThreads) {
-    const int row = i / kVectors, d = i % kVectors * 4;
-    Partial total;
-    for (int part = 0; part < item.parts; part += most) {
-      const int count = min(most, item.parts - part);
-      float4* out = slot_out<kHeadDim>(args, item.first_slot + part, row, d);
-      const float4* sum = slot_sum(args, item.first_slot + part, row);
-      const int64_t out_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
-#pragma unroll 2
-      for (int j = 0; j < count; ++j) {
-        copy_16_async(mine + j * (kThreads * 32), out + j * out_stride, true);
-        copy_16_async(mine + j * (kThreads * 32) + 16, sum + static_cast<int64_t>(j) * args.slot_rows, true);
-      }
-      bool waiting = true;
-      while (waiting) {
-        commit_copies();
-        wait_for_copies<0>();
-        waiting = false;
-#pragma unroll 2
-        for (int j = 0; j < count; ++j) {
-          if (!has_come(arrived[j * (kThreads * 2)]) || !has_come(arrived[j * (kThreads * 2) + 1])) {
-            waiting = true;
-            copy_16_async(mine + j * (kThreads * 32), out + j * out_stride, true);
-            copy_16_async(mine + j * (kThreads * 32) + 16, sum + static_cast<int64_t>(j) * args.slot_rows, true);
-          }
-        }
-      }
-#pragma unroll 2
-      for (int j = 0; j < count; ++j) {
-        const float4 part_sum = arrived[j * (kThreads * 2) + 1];
-        total.add(arrived[j * (kThreads * 2)], part_sum.x, part_sum.y);
-        out[j * out_stride] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared) {
+  constexpr int kVectors = kHeadDim / 4, kThreads = kWarps * 32, kAtOnce = 8;
+  const int rows = item.seqlen_q * static_cast<int>(args.group.value), parts = item.parts;
+  const int lane = threadIdx.x % 32, vectors = rows * kVectors, shares = max(1, kThreads / vectors);
+  auto* share_sums = reinterpret_cast<float4*>(shared);             // [kThreads]
+  auto* factors = reinterpret_cast<float*>(share_sums + kThreads);  // [kMaxRows]
+  auto* weights = reinterpret_cast<float2*>(factors + kMaxRows);    // [rows][parts]: maximum, then weight; sum
+  const int64_t part_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
+
+  const int share = shares == 1 ? 0 : threadIdx.x / vectors;
+  int vector = threadIdx.x - share * vectors;
+  float4 out[kAtOnce];
+  // A thread's parts are `shares` apart. Zeros where there is none, or not yet.
+  const auto fetch = [&](int first_part) {
+    const float4* from =
+        slot_out<kHeadDim>(args, item.first_slot + first_part, vector / kVectors, vector % kVectors * 4);
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      out[j] = {};
+      if (share < shares && vector < vectors && first_part + j * shares < parts) out[j] = load_relaxed(from);
+      from += shares * part_stride;
+    }
+  };
+  fetch(share);
+
+  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
+    float2* row_weights = weights + row * parts;
+    float max = kNoScore, sum = 0.0f;
+    for (int part = lane; part < parts; part += 32) {
+      float2* address = slot_sum(args, item.first_slot + part, row);
+      float2 part_sum = load_relaxed(address);
+      while (!has_come(part_sum)) part_sum = load_relaxed(address);
+      *address = make_float2(0.0f, 0.0f);
+      row_weights[part] = part_sum;
+      max = fmaxf(max, part_sum.x);
+    }
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, distance));
+    for (int part = lane; part < parts; part += 32) {
+      const float weight = exp2_approx(row_weights[part].x - max);
+      row_weights[part].x = weight;
+      sum += weight * row_weights[part].y;
+    }
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    const float factor = normalizer(args, item, row, max, sum, lane == 0);
+    if (lane == 0) factors[row] = factor;
+  }
+  __syncthreads();
+
+  for (bool first = true; vector < vectors; vector += kThreads, first = false) {
+    const int row = vector / kVectors, d = vector % kVectors * 4;
+    float4 total = {};
+    for (int part = share; share < shares && part < parts; part += kAtOnce * shares) {
+      if (!first || part > share) fetch(part);
+      float4* from = slot_out<kHeadDim>(args, item.first_slot + part, row, d);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (part + j * shares >= parts) break;
+        while (!has_come(out[j])) out[j] = load_relaxed(from);
+        *from = {};
+        add(total, weights[row * parts + part + j * shares].x, out[j]);
+        from += shares * part_stride;
       }
     }
-    write_result<kBf16>(args, item, row, d, total);
+    if (shares == 1) {
+      write_out<kBf16>(args, item, row, d, total, factors[row]);
+    } else {
+      share_sums[threadIdx.x] = total;
+    }
+    if (shares > 1) break;
   }
-  __syncthreads();  // all have read the sums
-  for (int i = threadIdx.x; i < rows * item.parts; i += kThreads) {
-    *slot_sum(args, item.first_slot + i / rows, i % rows) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (shares > 1) {
+    __syncthreads();
+    if (threadIdx.x < vectors) {
+      float4 total = share_sums[threadIdx.x];
+      for (int other = 1; other < shares; ++other) add(total, 1.0f, share_sums[threadIdx.x + other * vectors]);
+      const int row = threadIdx.x / kVectors;
+      write_out<kBf16>(args, item, row, threadIdx.x % kVectors * 4, total, factors[row]);
+    }
   }
+  __syncthreads();  // shared memory may be used again
 }
 
 }  // namespace onepass::hopper_decode

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "attention/cuda/hopper_decode_args.h"
 #include "tensor/cuda/cuda_status.h"
 
 namespace onepass::hopper_decode {
@@ -286,6 +287,9 @@ int split_blocks(const AttentionParams& params) {
   return static_cast<int>((static_cast<int64_t>(params.split_size) + kBlockKeys - 1) / kBlockKeys);
 }
 
+// `num_splits` is the most parts that may be.
+int num_splits(const AttentionParams& params) { return std::min(params.num_splits, kMaxSplits); }
+
 // As many KV heads as leave no more than a twentieth of the multiprocessors without work: memory is what limits.
 int heads_abreast(int num_heads_kv, int multiprocessors) {
   int best = 1;
@@ -327,12 +331,14 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
   if (params.split_size > 0) {
     const int64_t longest =
         params.page_table != nullptr ? params.page_table_stride * params.page_size : params.total_kv_rows;
-    layout.max_items = tiles * (longest / (static_cast<int64_t>(split_blocks(params)) * kBlockKeys) + 2);
-    layout.max_slots = layout.max_items;
+    layout.max_parts = longest / (static_cast<int64_t>(split_blocks(params)) * kBlockKeys) + 2;
+    layout.max_items = layout.max_slots = tiles * layout.max_parts;
   } else if (params.num_splits > 0) {
-    layout.max_items = tiles * params.num_splits;
-    layout.max_slots = params.num_splits > 1 ? layout.max_items : 0;
+    layout.max_parts = num_splits(params);
+    layout.max_items = tiles * layout.max_parts;
+    layout.max_slots = layout.max_parts > 1 ? layout.max_items : 0;
   } else {
+    layout.max_parts = layout.workers;
     layout.max_items = tiles + layout.workers;
     layout.max_slots = 2 * layout.workers;
   }
@@ -341,7 +347,7 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
   layout.block_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
   layout.part_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
   layout.slots_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * params.head_dim * 4);
-  layout.sums_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * 16);
+  layout.sums_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * 8);
   return layout;
 }
 
@@ -354,7 +360,7 @@ Status launch_plan(const AttentionParams& params, const Layout& layout, void* sc
   args.batch = params.batch;
   args.tiles = params.num_heads_kv / layout.heads_abreast;
   args.heads_abreast = layout.heads_abreast;
-  args.num_splits = params.num_splits;
+  args.num_splits = num_splits(params);
   args.split_blocks = split_blocks(params);
   args.mask = make_mask(params);
   args.workers = layout.workers;

@@ -68,6 +68,7 @@ struct Layout {
   int32_t workers = 0;
   int32_t heads_abreast = 1;
   int64_t max_items = 0;
+  int64_t max_parts = 0;  // of a tile
   int64_t max_slots = 0;  // of one head of those abreast
   int32_t slot_rows = 0;  // rows of one slot
   int64_t workers_offset = 0;
@@ -76,7 +77,7 @@ struct Layout {
   int64_t part_ends_offset =
       0;  // [batch + 1] the same of the parts that are known beforehand (1 a tile in automatic mode)
   int64_t slots_offset =
-      0;  // partial_out [heads_abreast][slots][slot_rows][head_dim], then [heads_abreast][slots][slot_rows][4]
+      0;  // partial_out [heads_abreast][slots][slot_rows][head_dim], then [heads_abreast][slots][slot_rows][2]
   int64_t sums_offset = 0;
   int64_t bytes = 0;
 };
