@@ -254,13 +254,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   // The plan and the page table are read before the kernels that may write them are known to be over. What they say is
   // checked, so that nothing outside the arrays is touched, and at first taken as true: their round trips to memory are
   // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
-  Opening<kHeadDim, kTeamWarps> opening;
+  Opening<kHeadDim, kTeamWarps> opening, now;
   opening.sound = false;
   if (args.total_kv_rows > 0) opening.read(args, place);
   if (opening.sound) opening.prefetch(args, place);
   wait_for_earlier_kernels();
   bool up_to_date = !opening.sound;
-  if (up_to_date) opening.read(args, place);
+  if (up_to_date) {
+    opening.read(args, place);
+  } else {
+    now.read_again(args, place, opening);
+  }
 
   const uint32_t ring = shared_address(shared.ring[R::team()]);
   Loader<kHeadDim, kTeamWarps> loader(args, place, opening);
@@ -269,11 +273,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   for (int i = 0; i < R::kUnits || !up_to_date;) {
     if (!up_to_date && (i == R::kUnits || (i % R::kUnitsOfChunk == 0 && !loader.opening_has_next()))) {
       up_to_date = true;
-      Opening<kHeadDim, kTeamWarps> now;
-      now.read(args, place);
       if (now == opening) continue;
       wait_for_copies<0>();
-      opening = now;
+      opening.read(args, place);
       loader.restart();
       i = 0;
       continue;

@@ -108,6 +108,28 @@ struct Opening {
     sound = __all_sync(~0u, is_sound);
   }
 
+  // Reads the same places again, all in one trip to memory: what differs from `earlier` is of no other use.
+  __device__ __forceinline__ void read_again(const RunArgs& args, const Place& place, const Opening& earlier) {
+    const int4* from = reinterpret_cast<const int4*>(place.worker);
+    int4* to = reinterpret_cast<int4*>(&item);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = load_relaxed(from + i);
+    const int4 rest = load_relaxed(from + 4);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int key =
+          earlier.key_of_lane(args, earlier.item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
+      pages[i] = 0;
+      if (args.page_table != nullptr && key >= 0) {
+        pages[i] =
+            load_relaxed(args.page_table + earlier.item.request * args.page_table_stride + divide(key, args.page_size));
+      }
+    }
+    num_items = rest.x;
+    next_item = rest.y;
+    if (num_items <= 0) item = {};
+  }
+
   // Whose page this lane is to know: the chunk's first key's or, where pages are smaller than a chunk, its own key's.
   // -1: none.
   __device__ __forceinline__ int key_of_lane(const RunArgs& args, int chunk) const {
@@ -135,6 +157,13 @@ struct Opening {
   __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
     const int row = threadIdx.x % R::kChunkKeys, head = item.head_kv + place.head;
     const bool scattered = args.page_size.value % R::kChunkKeys != 0;
+    const int group = args.group.value;
+    if (threadIdx.x < item.seqlen_q * group) {
+      const int token = divide(threadIdx.x, args.group);
+      prefetch_to_l2(args.q + (item.q_begin + token) * args.q_row_stride +
+                         (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
+                     2 * kHeadDim);
+    }
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       const int chunk = item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams;

@@ -104,18 +104,28 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
   const int share = shares == 1 ? 0 : threadIdx.x / vectors;
   int vector = threadIdx.x - share * vectors;
   float4 out[kAtOnce];
-  // A thread's parts are `shares` apart. Zeros where there is none, or not yet.
-  const auto fetch = [&](int first_part) {
+  // Asks for those of a thread's next parts, `shares` apart, that have not come yet: all at once.
+  const auto ask = [&](int first_part) {
     const float4* from =
         slot_out<kHeadDim>(args, item.first_slot + first_part, vector / kVectors, vector % kVectors * 4);
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      out[j] = {};
-      if (share < shares && vector < vectors && first_part + j * shares < parts) out[j] = load_relaxed(from);
+      if (first_part + j * shares < parts && !has_come(out[j])) out[j] = load_relaxed(from);
       from += shares * part_stride;
     }
   };
-  fetch(share);
+  const auto missing = [&](int first_part) {
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) any |= first_part + j * shares < parts && !has_come(out[j]);
+    return any;
+  };
+  const auto forget = [&] {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) out[j] = {};
+  };
+  forget();
+  if (share < shares && vector < vectors) ask(share);  // they may come while the weights are found
 
   for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
     float2* row_weights = weights + row * parts;
@@ -142,20 +152,20 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
   }
   __syncthreads();
 
-  for (bool first = true; vector < vectors; vector += kThreads, first = false) {
+  for (; vector < vectors; vector += kThreads) {
     const int row = vector / kVectors, d = vector % kVectors * 4;
     float4 total = {};
     for (int part = share; share < shares && part < parts; part += kAtOnce * shares) {
-      if (!first || part > share) fetch(part);
+      while (missing(part)) ask(part);
       float4* from = slot_out<kHeadDim>(args, item.first_slot + part, row, d);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (part + j * shares >= parts) break;
-        while (!has_come(out[j])) out[j] = load_relaxed(from);
         *from = {};
         add(total, weights[row * parts + part + j * shares].x, out[j]);
         from += shares * part_stride;
       }
+      forget();
     }
     if (shares == 1) {
       write_out<kBf16>(args, item, row, d, total, factors[row]);
