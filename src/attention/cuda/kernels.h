@@ -8,4 +8,7 @@ namespace onepass {
 // mma.sync and cp.async, sm_80 and later: every option of AttentionParams. The slow twin of the others.
 extern const CudaAttentionKernel kPortableAttention;
 
+// wgmma and TMA, sm_90a: prefill and extend, bf16 and fp16, pages of 8 and more.
+extern const CudaAttentionKernel kHopperPrefill;
+
 }  // namespace onepass

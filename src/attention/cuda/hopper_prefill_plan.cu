@@ -1,0 +1,143 @@
+// One thread block that turns the lengths of a batch into the tile list of hopper_prefill_plan.h: a counting sort of
+// the tiles by chunk, then by length in 64 classes.
+#include "attention/cuda/hopper_prefill_plan.h"
+
+namespace onepass::hopper {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+constexpr int kClasses = 64;
+constexpr int kBins = kMaxPrefillChunks * kClasses;
+
+struct Shared {
+  int64_t warp_sums[kWarps];
+  int64_t chunk_keys[kMaxPrefillChunks];
+  int64_t total_keys;
+  int longest;
+  int bins[kBins];
+};
+
+// Exclusive prefix sum over the thread block of `value`; `total` is everyone's sum.
+__device__ int64_t block_scan(int64_t value, int64_t* warp_sums, int64_t& total) {
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  int64_t sum = value;
+  for (int d = 1; d < 32; d *= 2) {
+    const int64_t before = __shfl_up_sync(0xFFFFFFFF, sum, d);
+    if (lane >= d) sum += before;
+  }
+  __syncthreads();
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  int64_t first = 0;
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) first += warp_sums[w];
+    total += warp_sums[w];
+  }
+  return first + sum - value;
+}
+
+__global__ __launch_bounds__(kThreads) void plan_kernel(PrefillPlanArgs args) {
+  __shared__ Shared shared;
+  for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
+  if (threadIdx.x < kMaxPrefillChunks) shared.chunk_keys[threadIdx.x] = 0;
+  if (threadIdx.x == 0) shared.longest = 0;
+
+  // Chunks: requests in order, cut wherever the keys fill the cache's budget again.
+  int64_t keys = 0;
+  int longest = 0;
+  for (int b = threadIdx.x; b < args.batch; b += kThreads) {
+    keys += args.cache_seqlens[b];
+    longest = max(longest, args.cache_seqlens[b]);
+  }
+  int64_t total_keys;
+  block_scan(keys, shared.warp_sums, total_keys);
+  atomicMax(&shared.longest, longest);
+  const int64_t chunk_size = max(args.chunk_keys, total_keys / kMaxPrefillChunks + 1);
+  int64_t before = 0;
+  for (int first = 0; first < args.batch; first += kThreads) {
+    const int b = first + threadIdx.x;
+    const int seqlen = b < args.batch ? args.cache_seqlens[b] : 0;
+    int64_t sum;
+    const int64_t prefix = before + block_scan(seqlen, shared.warp_sums, sum);
+    before += sum;
+    if (b < args.batch) {
+      const int chunk = static_cast<int>(prefix / chunk_size);
+      args.chunk_of_request[b] = min(chunk, kMaxPrefillChunks - 1);
+      atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_keys[args.chunk_of_request[b]]),
+                static_cast<unsigned long long>(seqlen));
+    }
+  }
+  __syncthreads();
+
+  int most = shared.longest;
+  if (args.mask.window_left >= 0 && args.mask.window_right >= 0) {
+    most = min(most, args.mask.window_left + args.mask.window_right + kPrefillTileRows);
+  }
+  most = max(most, 1);
+
+  // Twice over the tiles: to count the bins, and to fill them.
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int b = threadIdx.x / 32; b < args.batch; b += kWarps) {
+      const int q_row = args.cu_seqlens_q[b];
+      const int seqlen_q = args.cu_seqlens_q[b + 1] - q_row;
+      const int seqlen_k = args.cache_seqlens[b];
+      const int chunk = args.chunk_of_request[b];
+      for (int row = threadIdx.x % 32 * kPrefillTileRows; row < seqlen_q; row += 32 * kPrefillTileRows) {
+        PrefillEntry entry;
+        entry.q_row = q_row + row;
+        entry.rows = min(kPrefillTileRows, seqlen_q - row);
+        entry.position = seqlen_k - seqlen_q + row;
+        entry.seqlen_k = seqlen_k;
+        entry.kv_row = args.cu_seqlens_k == nullptr ? 0 : args.cu_seqlens_k[b];
+        entry.request = b;
+        const int length = args.mask.end(entry.position + entry.rows - 1, seqlen_k) - args.mask.first(entry.position);
+        const int length_class = static_cast<int>(int64_t{min(max(length, 0), most)} * (kClasses - 1) / most);
+        const int place = atomicAdd(&shared.bins[chunk * kClasses + kClasses - 1 - length_class], 1);
+        if (pass == 1) args.entries[place] = entry;
+      }
+    }
+    __syncthreads();
+    if (pass == 1) break;
+    // Counts become first places.
+    constexpr int kEach = kBins / kThreads;
+    int64_t count = 0;
+    for (int i = 0; i < kEach; ++i) count += shared.bins[threadIdx.x * kEach + i];
+    int64_t total;
+    int first = static_cast<int>(block_scan(count, shared.warp_sums, total));
+    for (int i = 0; i < kEach; ++i) {
+      int& bin = shared.bins[threadIdx.x * kEach + i];
+      const int in_bin = bin;
+      bin = first;
+      first += in_bin;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      PrefillPlan& plan = *args.plan;
+      plan.num_tiles = static_cast<int>(total) * args.num_heads;
+      plan.num_chunks = 0;
+      for (int c = 0; c < kMaxPrefillChunks; ++c) {
+        const int begin = shared.bins[c * kClasses];
+        const int end = c + 1 < kMaxPrefillChunks ? shared.bins[(c + 1) * kClasses] : static_cast<int>(total);
+        if (begin == end) continue;
+        // As many KV heads as fit, and a divisor of their number, so that the last group is no smaller.
+        int heads_kv = args.num_heads / args.heads_per_kv;
+        const int64_t fit = max(int64_t{1}, chunk_size / max(shared.chunk_keys[c], int64_t{1}));
+        const int all = heads_kv;
+        while (heads_kv > 1 && (heads_kv > fit || all % heads_kv != 0)) --heads_kv;
+        plan.chunks[plan.num_chunks++] = {begin * args.num_heads, begin, end - begin, heads_kv * args.heads_per_kv};
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace
+
+void launch_prefill_plan(const PrefillPlanArgs& args, CUstream_st* stream) {
+  plan_kernel<<<1, kThreads, 0, stream>>>(args);
+}
+
+}  // namespace onepass::hopper
