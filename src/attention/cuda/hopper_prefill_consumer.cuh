@@ -127,8 +127,8 @@ class PrefillConsumer {
   __device__ Output output() const { return {q_row_, rows_, head_, query_slot_}; }
 
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
-  __device__ void take_turn() const { named_barrier_sync(1 + warpgroup_, 256); }
-  __device__ void pass_turn() const { named_barrier_arrive(2 - warpgroup_, 256); }
+  __device__ void take_turn() const { if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256); }
+  __device__ void pass_turn() const { if constexpr (Config::kTurns) named_barrier_arrive(2 - warpgroup_, 256); }
 
   __device__ void release(uint32_t empty) const {
     if (lane_ == 0) barrier_arrive(empty);
@@ -286,7 +286,7 @@ class PrefillConsumer {
             sum > 0.0f ? max_[half] * args_.softmax_scale + logf(sum) : -INFINITY;
       }
     }
-    if constexpr (Config::kQuerySlots == 1) named_barrier_sync(3 + warpgroup_, 128);  // all have done with the queries
+    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns) named_barrier_sync(3 + warpgroup_, 128);  // all have done with the queries
     const uint32_t stage = shared_.query(to.slot) + first_row * 128;
     const int row = lane_ % 16;
 #pragma unroll

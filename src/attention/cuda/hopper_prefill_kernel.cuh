@@ -9,7 +9,7 @@
 namespace onepass::hopper {
 
 // Everything about one instantiation that is known to the compiler.
-template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kStages_, int kQuerySlots_>
+template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kStages_, int kQuerySlots_, bool kTurns_ = true>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -19,6 +19,8 @@ struct PrefillConfig {
   // With two slots the next tile's queries are there before this tile's end, and its first product overlaps the
   // epilogue.
   static constexpr int kQuerySlots = kQuerySlots_;
+
+  static constexpr bool kTurns = kTurns_;
 
   static constexpr int kConsumers = 2;  // warpgroups
   static constexpr int kRows = 64 * kConsumers;
