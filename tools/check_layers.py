@@ -28,7 +28,8 @@ ROOMS = [
     "cli",
 ]
 
-# The attention kernels know no cache, model or engine. Their tests may use all of attention/, to compare them.
+# The attention kernels know no cache, model or engine. Their tests (*_test.cc, testing/) may use all of attention/, to
+# compare them.
 KERNELS = ("attention/reference", "attention/cpu", "attention/cuda")
 KERNELS_SEE = ("base/", "tensor/", "attention/attention_params.h")
 
@@ -151,7 +152,7 @@ def order_problem(file, header):
     if ROOMS.index(other) > ROOMS.index(room):
         return f'{room}/ may not include "{header}": {other}/ comes after it'
     folder = kernel_folder(file)
-    is_test = file.endswith("_test.cc")
+    is_test = file.endswith("_test.cc") or "/testing/" in file
     if folder and not header.startswith((folder + "/", *KERNELS_SEE)) and not (is_test and other == "attention"):
         return f'{folder}/ may not include "{header}": the kernels see base/, tensor/ and attention_params.h alone'
     if other in DOORS and room in DOORS[other][0] and header not in DOORS[other][1]:

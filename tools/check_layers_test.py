@@ -41,6 +41,13 @@ SOUND = {
     "attention/cpu/flash_avx2.cc": "",
     "attention/cpu/flash_avx512.cc": "",
     "attention/cpu/flash_avx512bf16.cc": "",
+    "attention/cuda/CMakeLists.txt": "onepass_library(attention/cuda SOURCES fast.cu DEPENDS attention_params)",
+    "attention/cuda/tile.cuh": '#include <cuda_fp16.h>\n#include "attention/attention_params.h"\n',
+    "attention/cuda/fast.cu": '#include "attention/cuda/tile.cuh"\n',
+    "attention/cuda/testing/CMakeLists.txt": (
+        "onepass_library(attention/cuda/testing DEPENDS attention/cuda attention/reference)"
+    ),
+    "attention/cuda/testing/compare.h": '#include "attention/reference/naive.h"\n',
     "attention/cpu/flash_test.cc": '#include "attention/cpu/flash.h"\n#include "attention/reference/naive.h"\n',
     "scheduler/CMakeLists.txt": "onepass_library(scheduler DEPENDS attention)",
     "scheduler/scheduler.h": '#include "attention/backend.h"\n',
@@ -106,6 +113,11 @@ class CheckLayersTest(unittest.TestCase):
 
     def test_refuses_a_kernel_that_sees_another(self):
         self.assert_refused({"attention/cpu/flash.cc": '#include "attention/reference/naive.h"\n'}, "the kernels see")
+
+    def test_refuses_a_gpu_kernel_that_sees_its_testing(self):
+        self.assert_refused(
+            {"attention/cuda/fast.cu": '#include "attention/cuda/testing/compare.h"\n'}, "does not declare"
+        )
 
     def test_refuses_a_way_past_the_schedulers_door(self):
         self.assert_refused({"cli/main.cc": '#include "scheduler/queue.h"\n'}, "scheduler/ is entered by")

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::array<const CudaAttentionKernel*, 2> kKernels = {
     &kHopperPrefill,
-    &kPortableAttention,
+    &kNaiveAttention,
 };
 
 }  // namespace

@@ -11,4 +11,8 @@ extern const CudaAttentionKernel kPortableAttention;
 // wgmma and TMA, sm_90a: prefill and extend, bf16 and fp16, pages of 8 and more.
 extern const CudaAttentionKernel kHopperPrefill;
 
+// Float32 arithmetic, a block for each query row and head: every option, any dtype, head dimensions up to 512. The
+// plain twin of the others, not fast.
+extern const CudaAttentionKernel kNaiveAttention;
+
 }  // namespace onepass

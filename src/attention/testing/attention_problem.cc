@@ -14,10 +14,13 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr int32_t kNoPage = 2147480000;
+constexpr int kGapRows = 3;  // of NaN, behind each request's keys when they are contiguous
 
 int pick(std::mt19937_64& rng, std::span<const int> choices) { return choices[rng() % choices.size()]; }
 int uniform(std::mt19937_64& rng, int low, int high) { return low + static_cast<int>(rng() % (high - low + 1)); }
 bool one_in(std::mt19937_64& rng, int n) { return rng() % n == 0; }
+
+int pages_of(int keys, int page_size) { return page_size > 0 ? (keys + page_size - 1) / page_size : 0; }
 
 // At least one byte, so that the address is never null.
 Buffer allocate(int64_t count, DType dtype) {
@@ -143,25 +146,53 @@ AttentionDifference compare(const AttentionResult& result, const AttentionResult
   return worst;
 }
 
-AttentionProblem::AttentionProblem(const AttentionSpec& spec) : spec_(spec) {
+AttentionParams attention_layout(const AttentionSpec& spec) {
+  AttentionParams p = {.q_dtype = spec.q_dtype,
+                       .kv_dtype = spec.kv_dtype,
+                       .out_dtype = spec.out_dtype,
+                       .batch = static_cast<int>(spec.seqlens_q.size()),
+                       .num_heads = spec.num_heads,
+                       .num_heads_kv = spec.num_heads_kv,
+                       .head_dim = spec.head_dim,
+                       .head_dim_v = spec.head_dim_v,
+                       .page_size = spec.page_size,
+                       .softmax_scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+                       .causal = spec.causal,
+                       .window_left = spec.window_left,
+                       .window_right = spec.window_right,
+                       .attention_chunk = spec.attention_chunk,
+                       .softcap = spec.softcap,
+                       .num_splits = spec.num_splits,
+                       .split_size = spec.split_size};
+  for (int seqlen_q : spec.seqlens_q) {
+    p.total_q += seqlen_q;
+    p.max_seqlen_q = std::max(p.max_seqlen_q, seqlen_q);
+  }
+  int64_t pages = 0;
+  for (int seqlen_k : spec.seqlens_k) {
+    const int keys = std::max(seqlen_k, spec.capacity_k);
+    p.total_kv_rows += keys + kGapRows;
+    pages += pages_of(keys, spec.page_size);
+    p.page_table_stride = std::max<int64_t>(p.page_table_stride, pages_of(keys, spec.page_size) + 2);
+  }
+  if (spec.page_size > 0) p.total_kv_rows = (pages + pages / 2 + 1) * spec.page_size;
+
+  p.q_head_stride = p.head_dim;
+  p.q_row_stride = int64_t{p.num_heads} * p.head_dim + spec.padding;
+  const int kv_padding = spec.page_size > 0 ? 0 : spec.padding;
+  p.k_head_stride = p.head_dim;
+  p.v_head_stride = p.head_dim_v;
+  p.k_row_stride = int64_t{p.num_heads_kv} * p.head_dim + kv_padding;
+  p.v_row_stride = int64_t{p.num_heads_kv} * p.head_dim_v + kv_padding;
+  p.k_page_stride = p.k_row_stride * spec.page_size;
+  p.v_page_stride = p.v_row_stride * spec.page_size;
+  p.out_head_stride = p.head_dim_v;
+  p.out_row_stride = int64_t{p.num_heads} * p.head_dim_v + spec.padding;
+  return p;
+}
+
+AttentionProblem::AttentionProblem(const AttentionSpec& spec) : spec_(spec), params_(attention_layout(spec)) {
   std::mt19937_64 rng(spec.seed);
-  params_ = {.q_dtype = spec.q_dtype,
-             .kv_dtype = spec.kv_dtype,
-             .out_dtype = spec.out_dtype,
-             .batch = static_cast<int>(spec.seqlens_q.size()),
-             .num_heads = spec.num_heads,
-             .num_heads_kv = spec.num_heads_kv,
-             .head_dim = spec.head_dim,
-             .head_dim_v = spec.head_dim_v,
-             .page_size = spec.page_size,
-             .softmax_scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
-             .causal = spec.causal,
-             .window_left = spec.window_left,
-             .window_right = spec.window_right,
-             .attention_chunk = spec.attention_chunk,
-             .softcap = spec.softcap,
-             .num_splits = spec.num_splits,
-             .split_size = spec.split_size};
   make_lengths();
   if (spec.page_size > 0) make_page_table(rng);
   make_tensors(rng);
@@ -175,35 +206,23 @@ void AttentionProblem::make_lengths() {
   int64_t key_row = 0;
   for (int b = 0; b < params_.batch; ++b) {
     cu_seqlens_q_.push_back(cu_seqlens_q_.back() + spec_.seqlens_q[b]);
-    cu_seqlens_k_.push_back(cu_seqlens_k_.back() + spec_.seqlens_k[b] + 3);
+    cu_seqlens_k_.push_back(cu_seqlens_k_.back() + spec_.seqlens_k[b] + kGapRows);
     first_key_row_.push_back(key_row);
     key_row += spec_.seqlens_k[b];
-    params_.max_seqlen_q = std::max(params_.max_seqlen_q, spec_.seqlens_q[b]);
   }
   cache_seqlens_.assign(spec_.seqlens_k.begin(), spec_.seqlens_k.end());
-  params_.total_q = cu_seqlens_q_.back();
   params_.cu_seqlens_q = cu_seqlens_q_.data();
   params_.cache_seqlens = cache_seqlens_.data();
   if (spec_.page_size == 0) params_.cu_seqlens_k = cu_seqlens_k_.data();
 }
 
 void AttentionProblem::make_page_table(std::mt19937_64& rng) {
-  const auto pages_of = [&](int seqlen_k) { return (seqlen_k + spec_.page_size - 1) / spec_.page_size; };
-  int64_t needed = 0;
-  int longest = 0;
-  for (int seqlen_k : spec_.seqlens_k) {
-    needed += pages_of(seqlen_k);
-    longest = std::max(longest, pages_of(seqlen_k));
-  }
-  num_pages_ = needed + needed / 2 + 1;
-  std::vector<int32_t> ids(num_pages_);
+  std::vector<int32_t> ids(params_.total_kv_rows / spec_.page_size);
   std::iota(ids.begin(), ids.end(), 0);
   std::shuffle(ids.begin(), ids.end(), rng);
-
-  params_.page_table_stride = longest + 2;
   page_table_.assign(params_.batch * params_.page_table_stride, kNoPage);
   for (int b = 0; b < params_.batch; ++b) {
-    for (int page = 0; page < pages_of(spec_.seqlens_k[b]); ++page) {
+    for (int page = 0; page < pages_of(spec_.seqlens_k[b], spec_.page_size); ++page) {
       page_table_[b * params_.page_table_stride + page] = ids.back();
       ids.pop_back();
     }
@@ -237,8 +256,6 @@ void AttentionProblem::make_tensors(std::mt19937_64& rng) {
   keys_ = random_values(rng, total_k * p.num_heads_kv * p.head_dim, p.kv_dtype, 1.0f);
   values_ = random_values(rng, total_k * p.num_heads_kv * p.head_dim_v, p.kv_dtype, 1.0f);
 
-  p.q_head_stride = p.head_dim;
-  p.q_row_stride = int64_t{p.num_heads} * p.head_dim + spec_.padding;
   q_ = allocate(p.total_q * p.q_row_stride, p.q_dtype);
   fill_nan(q_, p.q_dtype);
   const int64_t q_row_size = int64_t{p.num_heads} * p.head_dim;
@@ -247,16 +264,8 @@ void AttentionProblem::make_tensors(std::mt19937_64& rng) {
                        q_.data() + row * p.q_row_stride * size_of(p.q_dtype));
   }
 
-  const int row_padding = spec_.page_size > 0 ? 0 : spec_.padding;
-  p.k_head_stride = p.head_dim;
-  p.v_head_stride = p.head_dim_v;
-  p.k_row_stride = int64_t{p.num_heads_kv} * p.head_dim + row_padding;
-  p.v_row_stride = int64_t{p.num_heads_kv} * p.head_dim_v + row_padding;
-  p.k_page_stride = p.k_row_stride * spec_.page_size;
-  p.v_page_stride = p.v_row_stride * spec_.page_size;
-  const int64_t storage_rows = spec_.page_size > 0 ? num_pages_ * spec_.page_size : cu_seqlens_k_.back();
-  k_ = allocate(storage_rows * p.k_row_stride, p.kv_dtype);
-  v_ = allocate(storage_rows * p.v_row_stride, p.kv_dtype);
+  k_ = allocate(p.total_kv_rows * p.k_row_stride, p.kv_dtype);
+  v_ = allocate(p.total_kv_rows * p.v_row_stride, p.kv_dtype);
   scatter(keys_, p.head_dim, p.k_page_stride, p.k_row_stride, k_);
   scatter(values_, p.head_dim_v, p.v_page_stride, p.v_row_stride, v_);
 
@@ -273,8 +282,6 @@ void AttentionProblem::make_tensors(std::mt19937_64& rng) {
     p.v_descale = v_descale_.data();
   }
 
-  p.out_head_stride = p.head_dim_v;
-  p.out_row_stride = int64_t{p.num_heads} * p.head_dim_v + spec_.padding;
   out_ = allocate(p.total_q * p.out_row_stride, p.out_dtype);
   lse_ = allocate(int64_t{p.num_heads} * p.total_q, DType::kF32);
   clear_output();
@@ -310,7 +317,7 @@ bool AttentionProblem::padding_intact() const {
   return true;
 }
 
-AttentionResult AttentionProblem::run_reference() const {
+AttentionResult AttentionProblem::run_reference(const Stream& stream) const {
   AttentionResult result{.num_heads = spec_.num_heads, .head_dim_v = spec_.head_dim_v, .out = {}, .lse = {}};
   result.out.resize(int64_t{params_.total_q} * spec_.num_heads * spec_.head_dim_v);
   result.lse.resize(int64_t{params_.total_q} * spec_.num_heads);
@@ -319,8 +326,23 @@ AttentionResult AttentionProblem::run_reference() const {
   p.out_dtype = DType::kF32;
   p.out_row_stride = int64_t{spec_.num_heads} * spec_.head_dim_v;
   p.softmax_lse = result.lse.data();
-  reference_attention(p);
+  reference_attention(p, stream);
   return result;
+}
+
+AttentionProblem::Memory AttentionProblem::memory() const {
+  const auto bytes = [](const auto& values) { return std::as_bytes(std::span(values)); };
+  const auto all = [](const Buffer& buffer) { return std::span<const std::byte>(buffer.data(), buffer.size()); };
+  Memory m{.q = all(q_), .k = all(k_), .v = all(v_), .out = all(out_), .softmax_lse = all(lse_)};
+  m.cu_seqlens_q = bytes(cu_seqlens_q_);
+  m.cache_seqlens = bytes(cache_seqlens_);
+  if (params_.cu_seqlens_k != nullptr) m.cu_seqlens_k = bytes(cu_seqlens_k_);
+  m.page_table = bytes(page_table_);
+  m.sinks = bytes(sinks_);
+  m.q_descale = bytes(q_descale_);
+  m.k_descale = bytes(k_descale_);
+  m.v_descale = bytes(v_descale_);
+  return m;
 }
 
 float AttentionProblem::query(int request, int i, int head, int d) const {

@@ -1,6 +1,7 @@
 // Random attention problems with everything in them that must not matter, for the tests and benchmarks of kernels.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <span>
@@ -9,6 +10,7 @@
 
 #include "attention/attention_params.h"
 #include "tensor/buffer.h"
+#include "tensor/device.h"
 
 namespace onepass {
 
@@ -36,10 +38,15 @@ struct AttentionSpec {
   int split_size = 0;
   float score_deviation = 1.0f;  // standard deviation of softmax_scale * q.k before the descales
   int padding = 0;               // elements between the rows of q, out and, when contiguous, k and v
+  int capacity_k =
+      0;  // the pool and page_table are made for at least so many keys a request: lengths can be changed later
 };
 
 // One line for SCOPED_TRACE.
 std::string to_string(const AttentionSpec& spec);
+
+// The params of a problem with its sizes and strides, but no memory: all pointers are null.
+AttentionParams attention_layout(const AttentionSpec& spec);
 
 // A spec drawn from `rng`: 1 to 4 requests whose lengths sit on and beside the edges of pages and blocks (0, 1, page +-
 // 1, 64 +- 1, ... up to `max_seqlen_k`), with prefill, extend and decode mixed, and every option of AttentionSpec on
@@ -81,8 +88,16 @@ class AttentionProblem {
   // False when a kernel wrote between the rows of the output.
   bool padding_intact() const;
 
-  // Runs reference_attention on the same inputs with a float32 output of its own.
-  AttentionResult run_reference() const;
+  // Runs reference_attention on the same inputs with a float32 output of its own, on stream.pool's threads if there are
+  // any.
+  AttentionResult run_reference(const Stream& stream = {}) const;
+
+  // The memory behind the pointers of params(), empty where one is null: for copies of a problem on other devices.
+  struct Memory {
+    std::span<const std::byte> q, k, v, out, softmax_lse, cu_seqlens_q, cache_seqlens, cu_seqlens_k, page_table, sinks;
+    std::span<const std::byte> q_descale, k_descale, v_descale;
+  };
+  Memory memory() const;
 
   // The numbers themselves, as rounded to their dtypes, independent of how they are laid out.
   float query(int request, int i, int head, int d) const;
@@ -96,13 +111,12 @@ class AttentionProblem {
   void scatter(const std::vector<float>& rows, int dim, int64_t page_stride, int64_t row_stride, Buffer& storage);
 
   AttentionSpec spec_;
-  AttentionParams params_;
+  AttentionParams params_;  // attention_layout() and the pointers
   std::vector<int32_t> cu_seqlens_q_;
   std::vector<int32_t> cu_seqlens_k_;   // of the storage: contiguous requests have a gap of NaN rows behind them
   std::vector<int64_t> first_key_row_;  // of each request in keys_ and values_
   std::vector<int32_t> cache_seqlens_;
   std::vector<int32_t> page_table_;
-  int64_t num_pages_ = 0;
   std::vector<float> queries_;  // [total_q, num_heads, head_dim]
   std::vector<float> keys_;     // [sum of seqlens_k, num_heads_kv, head_dim]
   std::vector<float> values_;   // [sum of seqlens_k, num_heads_kv, head_dim_v]

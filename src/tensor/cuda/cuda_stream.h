@@ -1,0 +1,74 @@
+// Owned streams, events and graphs of the CUDA runtime. All move and do not copy.
+#pragma once
+
+#include <utility>
+
+#include "absl/functional/function_ref.h"
+#include "base/status.h"
+
+struct CUstream_st;     // cudaStream_t points to it
+struct CUevent_st;      // cudaEvent_t
+struct CUgraphExec_st;  // cudaGraphExec_t
+
+namespace onepass {
+
+// A queue of work for the current GPU. Does not wait for the default stream.
+class CudaStream {
+ public:
+  static StatusOr<CudaStream> create();
+  CudaStream(CudaStream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
+  CudaStream& operator=(CudaStream&& other) noexcept {
+    std::swap(stream_, other.stream_);
+    return *this;
+  }
+  ~CudaStream();
+
+  // Waits until all queued work is done; its errors show here.
+  Status synchronize() const;
+  CUstream_st* get() const { return stream_; }
+
+ private:
+  CudaStream() = default;
+  CUstream_st* stream_ = nullptr;
+};
+
+// A point in a stream's work, with the time at which it was reached.
+class CudaEvent {
+ public:
+  static StatusOr<CudaEvent> create();
+  CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  CudaEvent& operator=(CudaEvent&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  ~CudaEvent();
+
+  Status record(const CudaStream& stream);
+  // From `start` to this event, about 0.5 us exact. Waits for both.
+  StatusOr<double> seconds_since(const CudaEvent& start) const;
+
+ private:
+  CudaEvent() = default;
+  CUevent_st* event_ = nullptr;
+};
+
+// Work that is queued as a whole.
+class CudaGraph {
+ public:
+  // What `queue` puts on `stream`, which is not run.
+  static StatusOr<CudaGraph> capture(const CudaStream& stream, absl::FunctionRef<Status()> queue);
+  CudaGraph(CudaGraph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+  CudaGraph& operator=(CudaGraph&& other) noexcept {
+    std::swap(graph_, other.graph_);
+    return *this;
+  }
+  ~CudaGraph();
+
+  Status launch(const CudaStream& stream) const;
+
+ private:
+  CudaGraph() = default;
+  CUgraphExec_st* graph_ = nullptr;
+};
+
+}  // namespace onepass
