@@ -31,7 +31,7 @@ class PrefillConsumer {
       : args_(args),
         maps_(maps),
         shared_(shared),
-        warpgroup_(threadIdx.x / 128 - 1),
+        warpgroup_(__shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 128 - 1, 0)),
         warp_(threadIdx.x / 32 % 4),
         lane_(threadIdx.x % 32),
         scale_(args.softmax_scale * 1.4426950408889634f) {}

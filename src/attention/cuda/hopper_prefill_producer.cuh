@@ -11,14 +11,22 @@ class PrefillProducer {
   __device__ PrefillProducer(const PrefillArgs& args, const PrefillMaps& maps, PrefillShared<Config> shared)
       : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % 32) {}
 
+  // The index of the next tile but one, and the entry of the next, are on their way while a tile is copied.
   __device__ void run() {
-    const int num_tiles = args_.plan->num_tiles;
+    num_tiles_ = args_.plan->num_tiles;
+    num_chunks_ = args_.plan->num_chunks;
+    chunk_ = args_.plan->chunks[0];
     int index = blockIdx.x;
-    while (index < num_tiles) {
-      int next = 0;
-      if (lane_ == 0) next = atomicAdd(&args_.plan->next_tile, 1);
-      load_tile(index);
-      index = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
+    int next = take_index();
+    Found found = find(index);
+    while (index < num_tiles_) {
+      const int later = take_index();
+      next = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
+      const Found next_found = find(next);
+      load_tile(found);
+      found = next_found;
+      index = next;
+      next = later;
     }
     announce(PrefillTile{}, 0);
     // The last block to come here leaves the counters ready for the next run.
@@ -32,24 +40,34 @@ class PrefillProducer {
   }
 
  private:
-  // Which entry and head is the tile called `index`?
-  __device__ const PrefillEntry* find(int index, int& head) const {
-    const PrefillPlan& plan = *args_.plan;
-    int c = 0;
-    while (c + 1 < plan.num_chunks && index >= plan.chunks[c + 1].first_tile) ++c;
-    const PrefillChunk chunk = plan.chunks[c];
-    index -= chunk.first_tile;
-    const int group = index / (chunk.entries * chunk.group_heads);
-    index -= group * (chunk.entries * chunk.group_heads);
-    const int first_head = group * chunk.group_heads;
-    const int heads = min(chunk.group_heads, args_.num_heads - first_head);
-    head = first_head + index % heads;
-    return args_.entries + chunk.first_entry + index / heads;
+  struct Found {
+    PrefillEntry entry;
+    int head;
+  };
+
+  __device__ int take_index() const { return lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0; }
+
+  // Which entry and head is the tile called `index`? Indices only grow.
+  __device__ Found find(int index) {
+    if (index >= num_tiles_) return Found{};
+    while (next_chunk_ < num_chunks_) {
+      const PrefillChunk next = args_.plan->chunks[next_chunk_];
+      if (index < next.first_tile) break;
+      chunk_ = next;
+      ++next_chunk_;
+    }
+    index -= chunk_.first_tile;
+    const int group = index / (chunk_.entries * chunk_.group_heads);
+    index -= group * (chunk_.entries * chunk_.group_heads);
+    const int first_head = group * chunk_.group_heads;
+    const int heads = min(chunk_.group_heads, args_.num_heads - first_head);
+    const int row = index / heads;
+    return {args_.entries[chunk_.first_entry + row], first_head + index - row * heads};
   }
 
-  __device__ void load_tile(int index) {
-    int head;
-    const PrefillEntry entry = *find(index, head);
+  __device__ void load_tile(const Found& found) {
+    const PrefillEntry& entry = found.entry;
+    const int head = found.head;
     const int first_key = args_.mask.first(entry.position);
     const int end_key = args_.mask.end(entry.position + entry.rows - 1, entry.seqlen_k);
     if (end_key <= first_key) return write_empty(entry, head);
@@ -174,6 +192,10 @@ class PrefillProducer {
   RingPlace<Config::kStages> key_;
   RingPlace<Config::kStages> value_;
   uint32_t raw_parity_ = 0;
+  int num_tiles_ = 0;
+  int num_chunks_ = 0;
+  int next_chunk_ = 1;
+  PrefillChunk chunk_;  // of the tile last found
   // Of the current tile.
   int seqlen_k_ = 0;
   int kv_row_ = 0;
