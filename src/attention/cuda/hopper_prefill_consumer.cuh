@@ -70,22 +70,30 @@ class PrefillConsumer {
         key_.advance();
         if (needs_mask(n)) mask(s, n);
         softmax(s, correction);
-        wgmma_wait<0>();
-        wgmma_touch(o);
+        // The product with V has all that time to finish. ptxas would rather wait for it before the exponentials,
+        // unless the wait lies behind a branch that depends on them (no sum is negative).
+        const bool grew = correction[0] != 1.0f || correction[1] != 1.0f;
+        if (__any_sync(0xFFFFFFFF, grew || sum_[0] < 0.0f || sum_[1] < 0.0f)) {
+          wgmma_wait_all();
+          wgmma_touch(o);
+          rescale(o, correction);
+        } else {
+          wgmma_wait<0>();
+          wgmma_touch(o);
+        }
         wgmma_touch(p);
         release(shared_.value_empty(value_.slot));
         value_.advance();
-        rescale(o, correction);
         to_operand(s, p);
       }
 
       // The last product with V, and the next tile's first scores behind it.
       const bool accumulate = end_block_ - first_block_ > 1;
-      take_turn();
-      start_values(o, p, accumulate);
       if constexpr (Config::kQuerySlots > 1) {
         const Output output = this->output();
         const bool more = next_tile();
+        take_turn();
+        start_values(o, p, accumulate);
         // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch.
         start_scores(s, more);
         pass_turn();
@@ -97,6 +105,8 @@ class PrefillConsumer {
         write(o, output);
         if (!more) break;
       } else {
+        take_turn();
+        start_values(o, p, accumulate);
         pass_turn();
         wgmma_wait<0>();
         wgmma_touch(o);
@@ -127,8 +137,12 @@ class PrefillConsumer {
   __device__ Output output() const { return {q_row_, rows_, head_, query_slot_}; }
 
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
-  __device__ void take_turn() const { if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256); }
-  __device__ void pass_turn() const { if constexpr (Config::kTurns) named_barrier_arrive(2 - warpgroup_, 256); }
+  __device__ void take_turn() const {
+    if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256);
+  }
+  __device__ void pass_turn() const {
+    if constexpr (Config::kTurns) named_barrier_arrive(2 - warpgroup_, 256);
+  }
 
   __device__ void release(uint32_t empty) const {
     if (lane_ == 0) barrier_arrive(empty);
@@ -251,7 +265,6 @@ class PrefillConsumer {
   }
 
   __device__ void rescale(float (&o)[Config::kHeadDimV / 2], const float (&correction)[2]) const {
-    if (!__any_sync(0xFFFFFFFF, correction[0] != 1.0f || correction[1] != 1.0f)) return;
 #pragma unroll
     for (int j = 0; j < Config::kHeadDimV / 8; ++j) {
       o[4 * j] *= correction[0];
@@ -270,6 +283,7 @@ class PrefillConsumer {
   // Divides by the denominator and writes a warp's 16 rows, by way of the shared memory where the queries were.
   __device__ void write(const float (&o)[Config::kHeadDimV / 2], const Output& to) {
     float inverse[2];
+    float sums[2];
     const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -280,13 +294,10 @@ class PrefillConsumer {
         sum += exp2_approx(args_.sinks[to.head] * 1.4426950408889634f - max_[half] * scale_);
       }
       inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
-      const int row = first_row + lane_ / 4 + 8 * half;
-      if (args_.softmax_lse != nullptr && lane_ % 4 == 0 && row < to.rows) {
-        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row] =
-            sum > 0.0f ? max_[half] * args_.softmax_scale + logf(sum) : -INFINITY;
-      }
+      sums[half] = sum;
     }
-    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns) named_barrier_sync(3 + warpgroup_, 128);  // all have done with the queries
+    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns)
+      named_barrier_sync(3 + warpgroup_, 128);  // all have done with the queries
     const uint32_t stage = shared_.query(to.slot) + first_row * 128;
     const int row = lane_ % 16;
 #pragma unroll
@@ -323,6 +334,16 @@ class PrefillConsumer {
       __syncwarp();
     }
     written_slot_ = to.slot;
+    // After the fence, which would wait for these stores.
+    if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int tile_row = first_row + lane_ / 4 + 8 * half;
+      if (tile_row < to.rows) {
+        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row] =
+            sums[half] > 0.0f ? max_[half] * args_.softmax_scale + logf(sums[half]) : -INFINITY;
+      }
+    }
   }
 
   // Gives the slot where the last output was staged back to the producer. Put off until the copy is sure to be over.

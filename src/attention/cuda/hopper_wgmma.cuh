@@ -25,6 +25,8 @@ template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
+// The same as wgmma_wait<0>, in words that the compiler does not take for the same.
+__device__ inline void wgmma_wait_all() { asm volatile("wgmma.wait_group.sync.aligned 0;  // all" ::: "memory"); }
 template <int kCount>
 __device__ inline void wgmma_touch(float (&d)[kCount]) {
 #pragma unroll
@@ -92,6 +94,8 @@ __device__ inline uint64_t column_descriptor(uint32_t shared, uint32_t panel_byt
 template <typename T, int kCount>
 __device__ inline void wgmma_scores(float (&d)[kCount], uint64_t a_desc, uint64_t b_desc, int accumulate) {
   constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
+  static_assert(kCount == 32 || kCount == 40 || kCount == 48 || kCount == 64 || kCount == 80 || kCount == 88 ||
+                kCount == 96);
 #define ONEPASS_CASE(n, c, a, b, s)                                   \
   if constexpr (kCount == c) {                                        \
     if constexpr (kBf16) ONEPASS_WGMMA_SHARED(n, c, "bf16", a, b, s); \
@@ -110,6 +114,7 @@ __device__ inline void wgmma_scores(float (&d)[kCount], uint64_t a_desc, uint64_
 template <typename T, int kCount>
 __device__ inline void wgmma_values(float (&d)[kCount], const uint32_t* a, uint64_t b_desc, int accumulate) {
   constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
+  static_assert(kCount == 32 || kCount == 64 || kCount == 96 || kCount == 128);
 #define ONEPASS_CASE(n, c, a0, a1, a2, a3, b, s)                                      \
   if constexpr (kCount == c) {                                                        \
     if constexpr (kBf16) ONEPASS_WGMMA_REGISTERS(n, c, "bf16", a0, a1, a2, a3, b, s); \
