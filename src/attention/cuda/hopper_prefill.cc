@@ -18,8 +18,9 @@ constexpr int kSmallestPage = 8;
 
 // The first instantiation that fits, or null.
 const PrefillKernel* find_kernel(const AttentionParams& p) {
-  for (const PrefillKernel& kernel : hopper::prefill_kernels()) {
-    if (kernel.dtype != p.q_dtype || kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
+  for (const PrefillKernel& kernel :
+       p.q_dtype == DType::kBF16 ? hopper::prefill_kernels_bf16() : hopper::prefill_kernels_fp16()) {
+    if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
     if (p.page_table != nullptr && kernel.keys % p.page_size != 0 && p.page_size % kernel.keys != 0) continue;
     return &kernel;
   }

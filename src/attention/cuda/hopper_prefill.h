@@ -8,7 +8,6 @@
 
 #include "attention/cuda/hopper_prefill_plan.h"
 #include "base/status.h"
-#include "tensor/dtype.h"
 
 namespace onepass::hopper {
 
@@ -40,7 +39,6 @@ struct PrefillMaps {
 
 // One instantiation.
 struct PrefillKernel {
-  DType dtype = DType::kBF16;
   int head_dim = 0;
   int head_dim_v = 0;
   int keys = 0;  // of a block; a page of more keys is a multiple of it, one of less a divisor
@@ -48,6 +46,7 @@ struct PrefillKernel {
 };
 
 // All of them, the better of two that serve the same problem first.
-std::span<const PrefillKernel> prefill_kernels();
+std::span<const PrefillKernel> prefill_kernels_bf16();
+std::span<const PrefillKernel> prefill_kernels_fp16();
 
 }  // namespace onepass::hopper

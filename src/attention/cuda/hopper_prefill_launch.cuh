@@ -47,8 +47,7 @@ cudaError_t launch_prefill(const PrefillArgs& args, const PrefillMaps& maps, int
 
 template <typename Config>
 constexpr PrefillKernel make_prefill_kernel() {
-  return {.dtype = std::is_same_v<typename Config::T, __nv_bfloat16> ? DType::kBF16 : DType::kF16,
-          .head_dim = Config::kHeadDim,
+  return {.head_dim = Config::kHeadDim,
           .head_dim_v = Config::kHeadDimV,
           .keys = Config::kKeys,
           .launch = launch_prefill<Config>};
