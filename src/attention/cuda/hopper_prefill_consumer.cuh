@@ -31,8 +31,8 @@ class PrefillConsumer {
       : args_(args),
         maps_(maps),
         shared_(shared),
-        warpgroup_(__shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 128 - 1, 0)),
-        warp_(threadIdx.x / 32 % 4),
+        warpgroup_(uniform(threadIdx.x / 128 - 1)),
+        warp_(uniform(threadIdx.x / 32 % 4)),
         lane_(threadIdx.x % 32),
         scale_(args.softmax_scale * 1.4426950408889634f) {}
 
@@ -148,19 +148,22 @@ class PrefillConsumer {
     if (lane_ == 0) barrier_arrive(empty);
   }
 
+  __device__ static int uniform(int x) { return __shfl_sync(0xFFFFFFFF, x, 0); }
+
   // Waits for the next tile and its queries; false when there is none.
   __device__ bool next_tile() {
     barrier_wait(shared_.query_full(query_.slot), query_.parity);
     const uint4 a = load_shared_16(shared_.tile(query_.slot));
     const uint4 b = load_shared_16(shared_.tile(query_.slot) + 16);
     query_slot_ = query_.slot;
-    q_row_ = a.x;
-    rows_ = a.y;
-    head_ = b.x;
-    first_block_ = b.y;
-    end_block_ = b.z;
-    seqlen_k_ = a.w;
-    position_ = static_cast<int>(a.z) + 64 * warpgroup_;
+    // The compiler must know that these are the warp's: then the loops, and with them the descriptors, are too.
+    q_row_ = uniform(a.x);
+    rows_ = uniform(a.y);
+    head_ = uniform(b.x);
+    first_block_ = uniform(b.y);
+    end_block_ = uniform(b.z);
+    seqlen_k_ = uniform(a.w);
+    position_ = uniform(a.z) + 64 * warpgroup_;
     // Blocks that all 64 rows see whole: full_first_ <= n < full_end_.
     full_first_ = (args_.mask.first(position_ + 63) + kKeys - 1) / kKeys;
     full_end_ = args_.mask.end(position_, seqlen_k_) / kKeys;
@@ -234,6 +237,7 @@ class PrefillConsumer {
   // Scores become exp(score - maximum); max_ and sum_ (this thread's part) are brought up to date, and what went before
   // must be multiplied by `correction`.
   __device__ void softmax(float (&s)[kKeys / 2], float (&correction)[2]) {
+    float subtract[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float m[2] = {s[2 * half], s[2 * half + 1]};
@@ -247,20 +251,24 @@ class PrefillConsumer {
       now = fmaxf(now, __shfl_xor_sync(0xFFFFFFFF, now, 2));
       now = fmaxf(now, max_[half]);
       if ((now - max_[half]) * scale_ <= kRescaleThreshold) now = max_[half];
-      const float subtract = now == -INFINITY ? 0.0f : now * scale_;  // no key seen so far: every weight is 0
-      correction[half] = exp2_approx(max_[half] * scale_ - subtract);
+      subtract[half] = now == -INFINITY ? 0.0f : now * scale_;  // no key seen so far: every weight is 0
+      correction[half] = exp2_approx(max_[half] * scale_ - subtract[half]);
       max_[half] = now;
-      float sum[2] = {sum_[half] * correction[half], 0.0f};
+    }
+    // Additions lag behind: none waits for its exponential.
+    constexpr int kLag = 3;
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
+    for (int j = 0; j < kKeys / 8 + kLag; ++j) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& x = s[4 * j + 2 * half + e];
-          x = exp2_approx(fmaf(x, scale_, -subtract));
-          sum[e] += x;
-        }
+      for (int e = 0; e < 4; ++e) {
+        if (j < kKeys / 8) s[4 * j + e] = exp2_approx(fmaf(s[4 * j + e], scale_, -subtract[e / 2]));
+        if (j >= kLag) sum[e] += s[4 * (j - kLag) + e];
       }
-      sum_[half] = sum[0] + sum[1];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum_[half] = fmaf(sum_[half], correction[half], sum[2 * half] + sum[2 * half + 1]);
     }
   }
 
