@@ -148,6 +148,8 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   args.page_table_stride = p.page_table_stride;
   args.page_shift = p.page_table != nullptr ? std::countr_zero(unsigned(p.page_size)) : 0;
   args.box_rows = box_rows;
+  args.box_shift = p.page_table != nullptr ? std::countr_zero(unsigned(box_rows)) : 0;
+  args.boxes = kernel.keys / box_rows;
   args.out = p.out;
   args.out_row_stride = p.out_row_stride;
   args.out_head_stride = p.out_head_stride;

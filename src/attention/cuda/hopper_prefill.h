@@ -18,6 +18,8 @@ struct PrefillArgs {
   int64_t page_table_stride = 0;
   int32_t page_shift = 0;  // log2(page_size)
   int32_t box_rows = 0;    // of K and V that one copy brings
+  int32_t box_shift = 0;   // log2(box_rows), of pages
+  int32_t boxes = 0;       // of a block
   void* out = nullptr;
   int64_t out_row_stride = 0;
   int64_t out_head_stride = 0;

@@ -26,8 +26,9 @@ struct PrefillConfig {
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   // 168 a thread at the launch; what the producer gives, the consumers take.
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 56;
+  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kTileSlots = 2;
   static constexpr int kPanels = kHeadDim / 64;
   static constexpr int kPanelsV = kHeadDimV / 64;
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;
@@ -38,23 +39,25 @@ struct PrefillConfig {
   static constexpr int kKeyOffset = kQuerySlots * kQueryBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * kKeyBytes;
   static constexpr int kTileOffset = kValueOffset + kStages * kValueBytes;
-  static constexpr int kBarrierOffset = kTileOffset + 2 * 32;
-  static constexpr int kNumBarriers = 2 * kQuerySlots + 4 * kStages + 1;
+  static constexpr int kBarrierOffset = kTileOffset + kTileSlots * 48;
+  static constexpr int kNumBarriers = 2 * kTileSlots + 2 * kQuerySlots + 4 * kStages + 1;
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
   static_assert(kSharedBytes <= 232448);
   static_assert(kHeadDimV <= kHeadDim);  // the output is staged where the queries were
 };
 
-// What the producer tells the consumers of a tile.
+// A tile and one head, as the scheduler hands it to the producer and the consumers.
 struct alignas(16) PrefillTile {
   int32_t q_row;
   int32_t rows;  // 0: there are no more tiles
   int32_t position;
   int32_t seqlen_k;
   int32_t head;
+  int32_t head_kv;
   int32_t first_block;
   int32_t end_block;
-  int32_t unused;
+  int32_t kv_row;
+  int32_t request;
 };
 
 // A place in a ring of kSize slots and the parity of its round.
@@ -70,26 +73,46 @@ struct RingPlace {
   }
 };
 
+// For what the compiler cannot know to be the same in all threads of a warp: loops over it, and descriptors, then stay
+// in uniform registers.
+__device__ inline int uniform(int x) { return __shfl_sync(0xFFFFFFFF, x, 0); }
+
 template <typename Config>
 struct PrefillShared {
   uint32_t base;
   __device__ uint32_t query(int slot) const { return base + slot * Config::kQueryBytes; }
   __device__ uint32_t key(int slot) const { return base + Config::kKeyOffset + slot * Config::kKeyBytes; }
   __device__ uint32_t value(int slot) const { return base + Config::kValueOffset + slot * Config::kValueBytes; }
-  __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * 32; }
+  __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * 48; }
+
+  // Barriers, in the order of the slots.
+  static constexpr int kTiles = Config::kTileSlots;
+  static constexpr int kQueries = Config::kQuerySlots;
+  static constexpr int kStages = Config::kStages;
   __device__ uint32_t barrier(int i) const { return base + Config::kBarrierOffset + 8 * i; }
-  __device__ uint32_t query_full(int slot) const { return barrier(slot); }
-  __device__ uint32_t query_empty(int slot) const { return barrier(Config::kQuerySlots + slot); }
-  __device__ uint32_t key_full(int slot) const { return barrier(2 * Config::kQuerySlots + slot); }
-  __device__ uint32_t key_empty(int slot) const { return barrier(2 * Config::kQuerySlots + Config::kStages + slot); }
-  __device__ uint32_t value_full(int slot) const {
-    return barrier(2 * Config::kQuerySlots + 2 * Config::kStages + slot);
-  }
-  __device__ uint32_t value_empty(int slot) const {
-    return barrier(2 * Config::kQuerySlots + 3 * Config::kStages + slot);
-  }
+  __device__ uint32_t key_full(int slot) const { return barrier(slot); }
+  __device__ uint32_t key_empty(int slot) const { return barrier(kStages + slot); }
+  __device__ uint32_t value_full(int slot) const { return barrier(2 * kStages + slot); }
+  __device__ uint32_t value_empty(int slot) const { return barrier(3 * kStages + slot); }
+  __device__ uint32_t query_full(int slot) const { return barrier(4 * kStages + slot); }
+  __device__ uint32_t query_empty(int slot) const { return barrier(4 * kStages + kQueries + slot); }
+  __device__ uint32_t tile_full(int slot) const { return barrier(4 * kStages + 2 * kQueries + slot); }
+  __device__ uint32_t tile_empty(int slot) const { return barrier(4 * kStages + 2 * kQueries + kTiles + slot); }
   // A block of V that has rows to be zeroed before the consumers may have it.
-  __device__ uint32_t value_raw() const { return barrier(2 * Config::kQuerySlots + 4 * Config::kStages); }
+  __device__ uint32_t value_raw() const { return barrier(4 * kStages + 2 * kQueries + 2 * kTiles); }
+
+  __device__ PrefillTile load_tile(int slot) const {
+    const uint4 a = load_shared_16(tile(slot));
+    const uint4 b = load_shared_16(tile(slot) + 16);
+    const uint4 c = load_shared_16(tile(slot) + 32);
+    return {uniform(a.x), uniform(a.y), uniform(a.z), uniform(a.w), uniform(b.x),
+            uniform(b.y), uniform(b.z), uniform(b.w), uniform(c.x), uniform(c.y)};
+  }
+  __device__ void store_tile(int slot, const PrefillTile& t) const {
+    store_shared_16(tile(slot), make_uint4(t.q_row, t.rows, t.position, t.seqlen_k));
+    store_shared_16(tile(slot) + 16, make_uint4(t.head, t.head_kv, t.first_block, t.end_block));
+    store_shared_16(tile(slot) + 32, make_uint4(t.kv_row, t.request, 0, 0));
+  }
 };
 
 }  // namespace onepass::hopper

@@ -3,6 +3,7 @@
 
 #include "attention/cuda/hopper_prefill_consumer.cuh"
 #include "attention/cuda/hopper_prefill_producer.cuh"
+#include "attention/cuda/hopper_prefill_scheduler.cuh"
 
 namespace onepass::hopper {
 
@@ -23,13 +24,21 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       barrier_init(shared.value_full(i), 1);
       barrier_init(shared.value_empty(i), kWarps);
     }
+    for (int i = 0; i < Config::kTileSlots; ++i) {
+      barrier_init(shared.tile_full(i), 1);
+      barrier_init(shared.tile_empty(i), kWarps + 1);
+    }
     barrier_init(shared.value_raw(), 1);
     fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<Config::kProducerRegisters>();
-    if (threadIdx.x < 32) PrefillProducer<Config>(args, maps, shared).run();
+    if (threadIdx.x < 32) {
+      PrefillProducer<Config>(args, maps, shared).run();
+    } else if (threadIdx.x < 64) {
+      PrefillScheduler<Config>(args, shared).run();
+    }
   } else {
     take_registers<Config::kConsumerRegisters>();
     PrefillConsumer<Config>(args, maps, shared).run();
