@@ -17,42 +17,39 @@ class PrefillProducer {
       prefetch_tensor_map(&maps_.k);
       prefetch_tensor_map(&maps_.v);
     }
-    while (true) {
-      barrier_wait(shared_.tile_full(place_.slot), place_.parity);
-      const PrefillTile tile = shared_.load_tile(place_.slot);
+    for (uint32_t count = 0;; ++count) {
+      const int slot = count % Config::kTileSlots;
+      barrier_wait(shared_.tile_full(slot), count / Config::kTileSlots % 2);
+      const PrefillTile tile = shared_.load_tile(slot);
       __syncwarp();
-      if (lane_ == 0) barrier_arrive(shared_.tile_empty(place_.slot));
-      place_.advance();
+      if (lane_ == 0) barrier_arrive(shared_.tile_empty(slot));
       if (tile.rows == 0) return;
-      copy_tile(tile);
+      copy_tile(tile, count);
     }
   }
 
  private:
-  __device__ void copy_tile(const PrefillTile& tile) {
+  __device__ void copy_tile(const PrefillTile& tile, uint32_t count) {
     seqlen_k_ = tile.seqlen_k;
     kv_row_ = tile.kv_row;
     head_kv_ = tile.head_kv;
-    table_ = args_.page_table + tile.request * args_.page_table_stride;
-
-    // Page ids are asked for two blocks ahead.
-    int n = tile.end_block - 1;
-    int pages = page_ids(n);
-    int next_pages = n > tile.first_block ? page_ids(n - 1) : 0;
-    copy_keys(n, pages);
-    copy_queries(tile);
-    for (; n >= tile.first_block; --n) {
-      const int later_pages = n - 2 >= tile.first_block ? page_ids(n - 2) : 0;
-      if (n > tile.first_block) copy_keys(n - 1, next_pages);
-      copy_values(n, pages);
-      pages = next_pages;
-      next_pages = later_pages;
+    request_ = tile.request;
+    // The keys of a block, then the values of the block before it.
+#pragma unroll 1
+    for (int n = tile.end_block - 1; n >= tile.first_block - 1; --n) {
+      const bool keys = n >= tile.first_block;
+      if (keys) copy_keys(n);
+      if (n == tile.end_block - 1) {
+        copy_queries(tile, count);
+      } else {
+        copy_values(n + 1, keys ? 2 : 1);
+      }
     }
   }
 
-  __device__ void copy_queries(const PrefillTile& tile) {
-    const int slot = query_.slot;
-    barrier_wait(shared_.query_empty(slot), query_.parity ^ 1);
+  __device__ void copy_queries(const PrefillTile& tile, uint32_t count) {
+    const int slot = count % Config::kQuerySlots;
+    barrier_wait(shared_.query_empty(slot), (count / Config::kQuerySlots + 1) % 2);
     if (lane_ == 0) {
       barrier_arrive_expect(shared_.query_full(slot), Config::kQueryBytes);
 #pragma unroll
@@ -62,18 +59,20 @@ class PrefillProducer {
       }
     }
     __syncwarp();
-    query_.advance();
   }
 
-  // Lane s: the page of the s-th box of block n. Boxes past the sequence's end are not looked up.
-  __device__ int page_ids(int n) const {
-    const int key = n * Config::kKeys + lane_ * args_.box_rows;
-    if (args_.page_table == nullptr || key >= seqlen_k_ || lane_ >= args_.boxes) return 0;
-    return __ldg(table_ + (key >> args_.page_shift));
+  // Where the page of the s-th box of block n is found. Not to be read for boxes past the sequence's end.
+  __device__ const int32_t* page_id(int n, int box) const {
+    return args_.page_table + request_ * args_.page_table_stride +
+           ((n * Config::kKeys + box * args_.box_rows) >> args_.page_shift);
+  }
+  // How many boxes of block n hold keys.
+  __device__ int boxes(int n) const {
+    return min(args_.boxes, ((seqlen_k_ - n * Config::kKeys - 1) >> args_.box_shift) + 1);
   }
 
   template <int kPanelCount>
-  __device__ void copy_block(const CUtensorMap* map, int n, int pages, uint32_t to, uint32_t full) {
+  __device__ void copy_block(const CUtensorMap* map, int n, uint32_t to, uint32_t full) {
     const int first_key = n * Config::kKeys;
     if (args_.page_table == nullptr) {  // one box a panel
       if (lane_ == 0) {
@@ -87,11 +86,11 @@ class PrefillProducer {
     } else {
       const int box = lane_ / kPanelCount;  // each lane a box of some rows and one panel
       const int panel = lane_ % kPanelCount;
-      const int page = __shfl_sync(0xFFFFFFFF, pages, box);
-      const int boxes = min(args_.boxes, ((seqlen_k_ - first_key - 1) >> args_.box_shift) + 1);
-      if (lane_ == 0) barrier_arrive_expect(full, boxes * args_.box_rows * kPanelCount * 128);
+      const bool mine = box < boxes(n);
+      const int page = mine ? __ldg(page_id(n, box)) : 0;
+      if (lane_ == 0) barrier_arrive_expect(full, boxes(n) * args_.box_rows * kPanelCount * 128);
       __syncwarp();
-      if (box < boxes) {
+      if (mine) {
         const int row = box * args_.box_rows;
         copy_box_4d(to + (panel * Config::kKeys + row) * 128, map, panel * 64, head_kv_,
                     (first_key + row) & ((1 << args_.page_shift) - 1), page, full, kEvictLast);
@@ -100,26 +99,31 @@ class PrefillProducer {
     __syncwarp();
   }
 
-  __device__ void copy_keys(int n, int pages) {
-    const int slot = key_.slot;
-    barrier_wait(shared_.key_empty(slot), key_.parity ^ 1);
-    copy_block<Config::kPanels>(&maps_.k, n, pages, shared_.key(slot), shared_.key_full(slot));
-    key_.advance();
+  __device__ void copy_keys(int n) {
+    const int slot = blocks_ % Config::kStages;
+    // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
+    if (args_.page_table != nullptr && n > 0 && lane_ < args_.boxes) prefetch_l1(page_id(n - 1, lane_));
+    barrier_wait(shared_.key_empty(slot), (blocks_ / Config::kStages + 1) % 2);
+    copy_block<Config::kPanels>(&maps_.k, n, shared_.key(slot), shared_.key_full(slot));
+    ++blocks_;
   }
 
   // Rows of V past the sequence's end may hold NaN, which would survive the product with a probability of zero.
-  __device__ void copy_values(int n, int pages) {
-    const int slot = value_.slot;
-    barrier_wait(shared_.value_empty(slot), value_.parity ^ 1);
+  // `ago`: the block's keys were the last copied, or the last but one.
+  __device__ void copy_values(int n, uint32_t ago) {
+    const uint32_t count = blocks_ - ago;
+    const int slot = count % Config::kStages;
+    barrier_wait(shared_.value_empty(slot), (count / Config::kStages + 1) % 2);
     const int valid = seqlen_k_ - n * Config::kKeys;
     if (valid >= Config::kKeys) {
-      copy_block<Config::kPanelsV>(&maps_.v, n, pages, shared_.value(slot), shared_.value_full(slot));
+      copy_block<Config::kPanelsV>(&maps_.v, n, shared_.value(slot), shared_.value_full(slot));
     } else {
-      copy_block<Config::kPanelsV>(&maps_.v, n, pages, shared_.value(slot), shared_.value_raw());
+      copy_block<Config::kPanelsV>(&maps_.v, n, shared_.value(slot), shared_.value_raw());
       barrier_wait(shared_.value_raw(), raw_parity_);
       raw_parity_ ^= 1;
       for (int panel = 0; panel < Config::kPanelsV; ++panel) {
         const uint32_t to = shared_.value(slot) + panel * Config::kKeys * 128;
+#pragma unroll 1
         for (int i = valid * 8 + lane_; i < Config::kKeys * 8; i += 32) {
           store_shared_16(to + i * 16, make_uint4(0, 0, 0, 0));
         }
@@ -128,23 +132,19 @@ class PrefillProducer {
       __syncwarp();
       if (lane_ == 0) barrier_arrive(shared_.value_full(slot));
     }
-    value_.advance();
   }
 
   const PrefillArgs& args_;
   const PrefillMaps& maps_;
   PrefillShared<Config> shared_;
   int lane_;
-  RingPlace<Config::kTileSlots> place_;
-  RingPlace<Config::kQuerySlots> query_;
-  RingPlace<Config::kStages> key_;
-  RingPlace<Config::kStages> value_;
+  uint32_t blocks_ = 0;  // of K copied so far
   uint32_t raw_parity_ = 0;
   // Of the current tile.
   int seqlen_k_ = 0;
   int kv_row_ = 0;
   int head_kv_ = 0;
-  const int32_t* table_ = nullptr;
+  int request_ = 0;
 };
 
 }  // namespace onepass::hopper

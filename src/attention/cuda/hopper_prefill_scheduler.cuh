@@ -78,6 +78,7 @@ class PrefillScheduler {
 
   // A tile whose queries see no key.
   __device__ void write_empty(const PrefillEntry& entry, int head) const {
+#pragma unroll 1
     for (int row = 0; row < entry.rows; ++row) {
       typename Config::T* to = static_cast<typename Config::T*>(args_.out) +
                                (entry.q_row + row) * args_.out_row_stride + head * args_.out_head_stride;

@@ -116,6 +116,10 @@ __device__ inline void store_shared_16(uint32_t shared, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
 }
+// Brings a line into the L1 cache.
+__device__ inline void prefetch_l1(const int32_t* global) {
+  asm volatile("{\n.reg .s32 unused;\nld.global.nc.s32 unused, [%0];\n}\n" ::"l"(global));
+}
 __device__ inline float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
