@@ -99,7 +99,8 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
   args.num_heads = p.num_heads;
   args.heads_per_kv = p.num_heads / p.num_heads_kv;
   // Two thirds of the L2 cache: the rest is for queries, outputs and what the other groups' stragglers read.
-  args.chunk_keys = std::max<int64_t>(1, gpu.l2_cache_bytes * 2 / 3 / ((p.head_dim + p.head_dim_v) * 2));
+  args.multiprocessors = gpu.multiprocessors;
+  args.cached_keys = std::max<int64_t>(1, gpu.l2_cache_bytes * 2 / 3 / ((p.head_dim + p.head_dim_v) * 2));
   args.mask = key_mask(p);
   args.plan = at<hopper::PrefillPlan>(scratch, 0);
   args.entries = at<hopper::PrefillEntry>(scratch, at_bytes.entries);

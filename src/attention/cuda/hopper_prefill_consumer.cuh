@@ -294,8 +294,8 @@ class PrefillConsumer {
 
   RingPlace<Config::kTileSlots> tile_;
   RingPlace<Config::kQuerySlots> query_;
-  RingPlace<Config::kStages> key_;
-  RingPlace<Config::kStages> value_;
+  RingPlace<Config::kKeyStages> key_;
+  RingPlace<Config::kValueStages> value_;
 
   // Of the current tile.
   int query_slot_ = 0;

@@ -9,13 +9,15 @@
 namespace onepass::hopper {
 
 // Everything about one instantiation that is known to the compiler.
-template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kStages_, int kQuerySlots_, bool kTurns_ = true>
+template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kKeyStages_, int kValueStages_, int kQuerySlots_,
+          bool kTurns_ = true>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kHeadDimV = kHeadDimV_;
-  static constexpr int kKeys = kKeys_;      // of a block
-  static constexpr int kStages = kStages_;  // blocks of K, and of V, in shared memory
+  static constexpr int kKeys = kKeys_;                // of a block
+  static constexpr int kKeyStages = kKeyStages_;      // blocks of K in shared memory
+  static constexpr int kValueStages = kValueStages_;  // blocks of V
   // With two slots the next tile's queries are there before this tile's end, and its first product overlaps the
   // epilogue.
   static constexpr int kQuerySlots = kQuerySlots_;
@@ -37,10 +39,10 @@ struct PrefillConfig {
 
   // Shared memory, from a 1024-byte boundary.
   static constexpr int kKeyOffset = kQuerySlots * kQueryBytes;
-  static constexpr int kValueOffset = kKeyOffset + kStages * kKeyBytes;
-  static constexpr int kTileOffset = kValueOffset + kStages * kValueBytes;
+  static constexpr int kValueOffset = kKeyOffset + kKeyStages * kKeyBytes;
+  static constexpr int kTileOffset = kValueOffset + kValueStages * kValueBytes;
   static constexpr int kBarrierOffset = kTileOffset + kTileSlots * 48;
-  static constexpr int kNumBarriers = 2 * kTileSlots + 2 * kQuerySlots + 4 * kStages + 1;
+  static constexpr int kNumBarriers = 2 * kTileSlots + 2 * kQuerySlots + 2 * (kKeyStages + kValueStages) + 1;
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
   static_assert(kSharedBytes <= 232448);
   static_assert(kHeadDimV <= kHeadDim);  // the output is staged where the queries were
@@ -85,21 +87,22 @@ struct PrefillShared {
   __device__ uint32_t value(int slot) const { return base + Config::kValueOffset + slot * Config::kValueBytes; }
   __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * 48; }
 
-  // Barriers, in the order of the slots.
-  static constexpr int kTiles = Config::kTileSlots;
-  static constexpr int kQueries = Config::kQuerySlots;
-  static constexpr int kStages = Config::kStages;
+  // Barriers: those that say that a slot is full, then those that say that it is empty.
+  static constexpr int kValues = Config::kKeyStages;
+  static constexpr int kQueries = kValues + Config::kValueStages;
+  static constexpr int kTiles = kQueries + Config::kQuerySlots;
+  static constexpr int kEmpty = kTiles + Config::kTileSlots;
   __device__ uint32_t barrier(int i) const { return base + Config::kBarrierOffset + 8 * i; }
   __device__ uint32_t key_full(int slot) const { return barrier(slot); }
-  __device__ uint32_t key_empty(int slot) const { return barrier(kStages + slot); }
-  __device__ uint32_t value_full(int slot) const { return barrier(2 * kStages + slot); }
-  __device__ uint32_t value_empty(int slot) const { return barrier(3 * kStages + slot); }
-  __device__ uint32_t query_full(int slot) const { return barrier(4 * kStages + slot); }
-  __device__ uint32_t query_empty(int slot) const { return barrier(4 * kStages + kQueries + slot); }
-  __device__ uint32_t tile_full(int slot) const { return barrier(4 * kStages + 2 * kQueries + slot); }
-  __device__ uint32_t tile_empty(int slot) const { return barrier(4 * kStages + 2 * kQueries + kTiles + slot); }
+  __device__ uint32_t key_empty(int slot) const { return barrier(kEmpty + slot); }
+  __device__ uint32_t value_full(int slot) const { return barrier(kValues + slot); }
+  __device__ uint32_t value_empty(int slot) const { return barrier(kEmpty + kValues + slot); }
+  __device__ uint32_t query_full(int slot) const { return barrier(kQueries + slot); }
+  __device__ uint32_t query_empty(int slot) const { return barrier(kEmpty + kQueries + slot); }
+  __device__ uint32_t tile_full(int slot) const { return barrier(kTiles + slot); }
+  __device__ uint32_t tile_empty(int slot) const { return barrier(kEmpty + kTiles + slot); }
   // A block of V that has rows to be zeroed before the consumers may have it.
-  __device__ uint32_t value_raw() const { return barrier(4 * kStages + 2 * kQueries + 2 * kTiles); }
+  __device__ uint32_t value_raw() const { return barrier(2 * kEmpty); }
 
   __device__ PrefillTile load_tile(int slot) const {
     const uint4 a = load_shared_16(tile(slot));

@@ -18,9 +18,11 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       barrier_init(shared.query_full(i), 1);
       barrier_init(shared.query_empty(i), kWarps);
     }
-    for (int i = 0; i < Config::kStages; ++i) {
+    for (int i = 0; i < Config::kKeyStages; ++i) {
       barrier_init(shared.key_full(i), 1);
       barrier_init(shared.key_empty(i), kWarps);
+    }
+    for (int i = 0; i < Config::kValueStages; ++i) {
       barrier_init(shared.value_full(i), 1);
       barrier_init(shared.value_empty(i), kWarps);
     }
@@ -37,7 +39,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     if (threadIdx.x < 32) {
       PrefillProducer<Config>(args, maps, shared).run();
     } else if (threadIdx.x < 64) {
-      PrefillScheduler<Config>(args, shared).run();
+      PrefillScheduler<Config>(args, maps, shared).run();
     }
   } else {
     take_registers<Config::kConsumerRegisters>();

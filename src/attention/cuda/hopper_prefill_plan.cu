@@ -39,35 +39,44 @@ __device__ int64_t block_scan(int64_t value, int64_t* warp_sums, int64_t& total)
   return first + sum - value;
 }
 
+// A chunk is as much as fits in the cache or as makes two tiles for each multiprocessor, whichever is less: reading of
+// K and V from memory then spreads over the whole run, and the tiles are still many enough to be shared out evenly.
+constexpr int64_t kChunkWeight = 1 << 20;
+
+__device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
+  const int64_t tiles = (args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b] + kPrefillTileRows - 1) / kPrefillTileRows;
+  return max(kChunkWeight * tiles * args.num_heads / (2 * args.multiprocessors),
+             kChunkWeight * args.cache_seqlens[b] / args.cached_keys);
+}
+
 __global__ __launch_bounds__(kThreads) void plan_kernel(PrefillPlanArgs args) {
   __shared__ Shared shared;
   for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
   if (threadIdx.x < kMaxPrefillChunks) shared.chunk_keys[threadIdx.x] = 0;
   if (threadIdx.x == 0) shared.longest = 0;
 
-  // Chunks: requests in order, cut wherever the keys fill the cache's budget again.
-  int64_t keys = 0;
+  // Chunks: requests in order, cut wherever their weight reaches the next whole chunk.
+  int64_t weight = 0;
   int longest = 0;
   for (int b = threadIdx.x; b < args.batch; b += kThreads) {
-    keys += args.cache_seqlens[b];
+    weight += request_weight(args, b);
     longest = max(longest, args.cache_seqlens[b]);
   }
-  int64_t total_keys;
-  block_scan(keys, shared.warp_sums, total_keys);
+  int64_t total_weight;
+  block_scan(weight, shared.warp_sums, total_weight);
   atomicMax(&shared.longest, longest);
-  const int64_t chunk_size = max(args.chunk_keys, total_keys / kMaxPrefillChunks + 1);
+  const int64_t chunk_weight = max(kChunkWeight, total_weight / kMaxPrefillChunks + 1);
   int64_t before = 0;
   for (int first = 0; first < args.batch; first += kThreads) {
     const int b = first + threadIdx.x;
-    const int seqlen = b < args.batch ? args.cache_seqlens[b] : 0;
     int64_t sum;
-    const int64_t prefix = before + block_scan(seqlen, shared.warp_sums, sum);
+    const int64_t prefix = before + block_scan(b < args.batch ? request_weight(args, b) : 0, shared.warp_sums, sum);
     before += sum;
     if (b < args.batch) {
-      const int chunk = static_cast<int>(prefix / chunk_size);
-      args.chunk_of_request[b] = min(chunk, kMaxPrefillChunks - 1);
-      atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_keys[args.chunk_of_request[b]]),
-                static_cast<unsigned long long>(seqlen));
+      const int chunk = min(static_cast<int>(prefix / chunk_weight), kMaxPrefillChunks - 1);
+      args.chunk_of_request[b] = chunk;
+      atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_keys[chunk]),
+                static_cast<unsigned long long>(args.cache_seqlens[b]));
     }
   }
   __syncthreads();
@@ -124,7 +133,7 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(PrefillPlanArgs args) {
         if (begin == end) continue;
         // As many KV heads as fit, and a divisor of their number, so that the last group is no smaller.
         int heads_kv = args.num_heads / args.heads_per_kv;
-        const int64_t fit = max(int64_t{1}, chunk_size / max(shared.chunk_keys[c], int64_t{1}));
+        const int64_t fit = max(int64_t{1}, args.cached_keys / max(shared.chunk_keys[c], int64_t{1}));
         const int all = heads_kv;
         while (heads_kv > 1 && (heads_kv > fit || all % heads_kv != 0)) --heads_kv;
         plan.chunks[plan.num_chunks++] = {begin * args.num_heads, begin, end - begin, heads_kv * args.heads_per_kv};

@@ -1,9 +1,9 @@
 // What the prefill kernel's plan() leaves in scratch memory for run(): the tiles to compute, in an order that keeps K
 // and V in the L2 cache and ends with the short ones.
 //
-// The requests are cut into chunks whose keys and values, for one KV head at least, fit in the cache's budget. Within a
-// chunk, heads are taken in groups that fit; within a group, the tiles go from the longest to the shortest, the heads
-// of the group side by side. Thread blocks take tiles by an atomic counter.
+// The requests are cut into chunks. Within a chunk, heads are taken in groups whose keys and values fit in the cache;
+// within a group, the tiles go from the longest to the shortest, the heads of the group side by side. Thread blocks
+// take tiles by an atomic counter.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +74,8 @@ struct PrefillPlanArgs {
   int32_t batch = 0;
   int32_t num_heads = 0;
   int32_t heads_per_kv = 0;
-  int64_t chunk_keys = 0;  // how many keys (of one KV head, with their values) the cache's budget holds
+  int32_t multiprocessors = 0;
+  int64_t cached_keys = 0;  // how many keys (of one KV head, with their values) the L2 cache may be trusted to hold
   KeyMask mask;
   // Results.
   PrefillPlan* plan = nullptr;

@@ -1,4 +1,4 @@
-// The producer of the Hopper prefill kernel: one warp that copies Q, K and V into shared memory.
+// The producer of the Hopper prefill kernel: one warp that copies K and V into shared memory.
 #pragma once
 
 #include "attention/cuda/hopper_prefill_kernel.cuh"
@@ -13,7 +13,6 @@ class PrefillProducer {
 
   __device__ void run() {
     if (lane_ == 0) {
-      prefetch_tensor_map(&maps_.q);
       prefetch_tensor_map(&maps_.k);
       prefetch_tensor_map(&maps_.v);
     }
@@ -24,12 +23,12 @@ class PrefillProducer {
       __syncwarp();
       if (lane_ == 0) barrier_arrive(shared_.tile_empty(slot));
       if (tile.rows == 0) return;
-      copy_tile(tile, count);
+      copy_tile(tile);
     }
   }
 
  private:
-  __device__ void copy_tile(const PrefillTile& tile, uint32_t count) {
+  __device__ void copy_tile(const PrefillTile& tile) {
     seqlen_k_ = tile.seqlen_k;
     kv_row_ = tile.kv_row;
     head_kv_ = tile.head_kv;
@@ -39,26 +38,8 @@ class PrefillProducer {
     for (int n = tile.end_block - 1; n >= tile.first_block - 1; --n) {
       const bool keys = n >= tile.first_block;
       if (keys) copy_keys(n);
-      if (n == tile.end_block - 1) {
-        copy_queries(tile, count);
-      } else {
-        copy_values(n + 1, keys ? 2 : 1);
-      }
+      if (n < tile.end_block - 1) copy_values(n + 1, keys ? 2 : 1);
     }
-  }
-
-  __device__ void copy_queries(const PrefillTile& tile, uint32_t count) {
-    const int slot = count % Config::kQuerySlots;
-    barrier_wait(shared_.query_empty(slot), (count / Config::kQuerySlots + 1) % 2);
-    if (lane_ == 0) {
-      barrier_arrive_expect(shared_.query_full(slot), Config::kQueryBytes);
-#pragma unroll
-      for (int panel = 0; panel < Config::kPanels; ++panel) {
-        copy_box_3d(shared_.query(slot) + panel * Config::kRows * 128, &maps_.q, panel * 64, tile.head, tile.q_row,
-                    shared_.query_full(slot), kEvictFirst);
-      }
-    }
-    __syncwarp();
   }
 
   // Where the page of the s-th box of block n is found. Not to be read for boxes past the sequence's end.
@@ -100,10 +81,10 @@ class PrefillProducer {
   }
 
   __device__ void copy_keys(int n) {
-    const int slot = blocks_ % Config::kStages;
+    const int slot = blocks_ % Config::kKeyStages;
     // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
     if (args_.page_table != nullptr && n > 0 && lane_ < args_.boxes) prefetch_l1(page_id(n - 1, lane_));
-    barrier_wait(shared_.key_empty(slot), (blocks_ / Config::kStages + 1) % 2);
+    barrier_wait(shared_.key_empty(slot), (blocks_ / Config::kKeyStages + 1) % 2);
     copy_block<Config::kPanels>(&maps_.k, n, shared_.key(slot), shared_.key_full(slot));
     ++blocks_;
   }
@@ -112,8 +93,8 @@ class PrefillProducer {
   // `ago`: the block's keys were the last copied, or the last but one.
   __device__ void copy_values(int n, uint32_t ago) {
     const uint32_t count = blocks_ - ago;
-    const int slot = count % Config::kStages;
-    barrier_wait(shared_.value_empty(slot), (count / Config::kStages + 1) % 2);
+    const int slot = count % Config::kValueStages;
+    barrier_wait(shared_.value_empty(slot), (count / Config::kValueStages + 1) % 2);
     const int valid = seqlen_k_ - n * Config::kKeys;
     if (valid >= Config::kKeys) {
       copy_block<Config::kPanelsV>(&maps_.v, n, shared_.value(slot), shared_.value_full(slot));

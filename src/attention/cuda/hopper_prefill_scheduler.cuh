@@ -9,8 +9,8 @@ namespace onepass::hopper {
 template <typename Config>
 class PrefillScheduler {
  public:
-  __device__ PrefillScheduler(const PrefillArgs& args, PrefillShared<Config> shared)
-      : args_(args), shared_(shared), lane_(threadIdx.x % 32) {}
+  __device__ PrefillScheduler(const PrefillArgs& args, const PrefillMaps& maps, PrefillShared<Config> shared)
+      : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % 32) {}
 
   __device__ void run() {
     const int num_tiles = args_.plan->num_tiles;
@@ -64,6 +64,7 @@ class PrefillScheduler {
               .end_block = (end_key + Config::kKeys - 1) / Config::kKeys,
               .kv_row = entry.kv_row,
               .request = entry.request});
+    copy_queries(entry.q_row, head);
   }
 
   __device__ void announce(const PrefillTile& tile) {
@@ -74,6 +75,21 @@ class PrefillScheduler {
     }
     __syncwarp();
     place_.advance();
+  }
+
+  __device__ void copy_queries(int q_row, int head) {
+    barrier_wait(shared_.query_empty(query_.slot), query_.parity ^ 1);
+    if (lane_ == 0) {
+      const uint32_t full = shared_.query_full(query_.slot);
+      barrier_arrive_expect(full, Config::kQueryBytes);
+#pragma unroll
+      for (int panel = 0; panel < Config::kPanels; ++panel) {
+        copy_box_3d(shared_.query(query_.slot) + panel * Config::kRows * 128, &maps_.q, panel * 64, head, q_row, full,
+                    kEvictFirst);
+      }
+    }
+    __syncwarp();
+    query_.advance();
   }
 
   // A tile whose queries see no key.
@@ -90,9 +106,11 @@ class PrefillScheduler {
   }
 
   const PrefillArgs& args_;
+  const PrefillMaps& maps_;
   PrefillShared<Config> shared_;
   int lane_;
   RingPlace<Config::kTileSlots> place_;
+  RingPlace<Config::kQuerySlots> query_;
   int num_chunks_ = 0;
   int next_chunk_ = 1;
   PrefillChunk chunk_;  // of the tile last found

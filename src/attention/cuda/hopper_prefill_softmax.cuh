@@ -99,7 +99,7 @@ class PrefillSoftmax {
   }
 
   // After finish().
-  __device__ float inverse_sum(int row) const { return sum_[row] > 0.0f ? __frcp_rn(sum_[row]) : 0.0f; }
+  __device__ float inverse_sum(int row) const { return sum_[row] > 0.0f ? __fdividef(1.0f, sum_[row]) : 0.0f; }
   __device__ float log_sum(int row) const {
     return sum_[row] > 0.0f ? (max_[row] + __log2f(sum_[row])) * 0.69314718055994531f : -INFINITY;
   }
