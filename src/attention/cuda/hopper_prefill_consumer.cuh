@@ -193,25 +193,42 @@ class PrefillConsumer {
 
   __device__ bool needs_mask(int n) const { return n < full_first_ || n >= full_end_; }
 
+  // Keys that a row does not see get a score of -infinity. Of a thread's 32 columns (kKeys / 4) of a row, in order, those before
+  // some bound are the bits below a place: tests of constant bits are cheaper than comparisons.
   __device__ void mask(Scores& s, int n) const {
     const int column = n * kKeys + lane_ % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int end = args_.mask.end(position_ + thread_row(half), seqlen_k_) - column;
+      const int position = position_ + thread_row(half);
+      const int seen = columns_before(args_.mask.end(position, seqlen_k_) - column);
 #pragma unroll
-      for (int i = 0; i < kKeys / 4; ++i) {
-        if (8 * (i / 2) + i % 2 >= end) s[4 * (i / 2) + 2 * half + i % 2] = -INFINITY;
+      for (int word = 0; word < kKeys / 4; word += 32) {
+        const uint32_t bits = low_bits(seen - word);
+#pragma unroll
+        for (int i = word; i < kKeys / 4 && i < word + 32; ++i) {
+          if (!(bits >> (i - word) & 1)) s[4 * (i / 2) + 2 * half + i % 2] = -INFINITY;
+        }
       }
     }
     if (n >= full_first_) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int first = args_.mask.first(position_ + thread_row(half)) - column;
+      const int unseen = columns_before(args_.mask.first(position_ + thread_row(half)) - column);
 #pragma unroll
-      for (int i = 0; i < kKeys / 4; ++i) {
-        if (8 * (i / 2) + i % 2 < first) s[4 * (i / 2) + 2 * half + i % 2] = -INFINITY;
+      for (int word = 0; word < kKeys / 4; word += 32) {
+        const uint32_t bits = low_bits(unseen - word);
+#pragma unroll
+        for (int i = word; i < kKeys / 4 && i < word + 32; ++i) {
+          if (bits >> (i - word) & 1) s[4 * (i / 2) + 2 * half + i % 2] = -INFINITY;
+        }
       }
     }
+  }
+
+  // How many of a thread's columns, 0, 1, 8, 9, 16, 17, ..., are less than `end`?
+  __device__ static int columns_before(int end) { return end <= 0 ? 0 : end / 8 * 2 + min(end % 8, 2); }
+  __device__ static uint32_t low_bits(int count) {
+    return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
   }
 
   __device__ void rescale(Accumulators& o, const float (&correction)[2]) const {
