@@ -52,24 +52,27 @@ class PrefillConsumer {
         start_scores(s);
         start_values(o, p, n < end_block_ - 2);
         pass_turn();
-        wgmma_wait<0>();
-        wgmma_touch(s);
-        wgmma_touch(o);
-        wgmma_touch(p);
-        release_keys();
-        release_values();
-        bool done = false;
-        if (!needs_mask(n)) {
-          softmax_.subtract(s);
-          done = softmax_.try_exponentials(s, p);
+        if constexpr (Config::kOverlapValues) {
+          wgmma_wait<1>();
+          wgmma_touch(s);
+          release_keys();
+          Weights next;  // the product with V goes on, and reads `p`
+          const bool done = exponentials(s, next, n);
+          wgmma_wait<0>();
+          wgmma_touch(o);
+          wgmma_touch(p);
+          release_values();
+          if (!done) update(s, next, o);
+#pragma unroll
+          for (int i = 0; i < kKeys / 4; ++i) p[i] = next[i];
         } else {
-          mask(s, n);
-          softmax_.subtract(s);
-        }
-        if (!done) {
-          float correction[2];
-          softmax_.update(s, p, correction);
-          rescale(o, correction);
+          wgmma_wait<0>();
+          wgmma_touch(s);
+          wgmma_touch(o);
+          wgmma_touch(p);
+          release_keys();
+          release_values();
+          if (!exponentials(s, p, n)) update(s, p, o);
         }
       }
 
@@ -79,7 +82,9 @@ class PrefillConsumer {
         const bool more = next_tile();
         take_turn();
         start_values(o, p, accumulate);
-        if (more) start_first_scores(s);
+        // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for
+        // which ptxas would serialize the products.
+        start_first_scores(s, more);
         pass_turn();
         wgmma_wait<0>();
         wgmma_touch(s);
@@ -153,16 +158,16 @@ class PrefillConsumer {
     return rows_ > 0;
   }
 
-  __device__ void start_first_scores(Scores& s) {
+  __device__ void start_first_scores(Scores& s, bool wait = true) {
     query_slot_ = query_.slot;
-    barrier_wait(shared_.query_full(query_.slot), query_.parity);
+    if (wait) barrier_wait(shared_.query_full(query_.slot), query_.parity);
     query_.advance();
-    start_scores(s);
+    start_scores(s, wait);
   }
 
   // Starts S = Q K^T for the next block of K.
-  __device__ void start_scores(Scores& s) {
-    barrier_wait(shared_.key_full(key_.slot), key_.parity);
+  __device__ void start_scores(Scores& s, bool wait = true) {
+    if (wait) barrier_wait(shared_.key_full(key_.slot), key_.parity);
     const uint64_t q = row_descriptor(shared_.query(query_slot_) + warpgroup_ * 64 * 128);
     const uint64_t k = row_descriptor(shared_.key(key_.slot));
     wgmma_touch(s);
@@ -193,8 +198,8 @@ class PrefillConsumer {
 
   __device__ bool needs_mask(int n) const { return n < full_first_ || n >= full_end_; }
 
-  // Keys that a row does not see get a score of -infinity. Of a thread's 32 columns (kKeys / 4) of a row, in order, those before
-  // some bound are the bits below a place: tests of constant bits are cheaper than comparisons.
+  // Keys that a row does not see get a score of -infinity. Of a thread's 32 columns (kKeys / 4) of a row, in order,
+  // those before some bound are the bits below a place: tests of constant bits are cheaper than comparisons.
   __device__ void mask(Scores& s, int n) const {
     const int column = n * kKeys + lane_ % 4 * 2;
 #pragma unroll
@@ -229,6 +234,19 @@ class PrefillConsumer {
   __device__ static int columns_before(int end) { return end <= 0 ? 0 : end / 8 * 2 + min(end % 8, 2); }
   __device__ static uint32_t low_bits(int count) {
     return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
+  }
+
+  // Scores of block n to exponents, and to probabilities too unless that needs update().
+  __device__ bool exponentials(Scores& s, Weights& p, int n) {
+    softmax_.subtract(s);
+    if (!needs_mask(n)) return softmax_.try_exponentials(s, p);
+    mask(s, n);
+    return false;
+  }
+  __device__ void update(const Scores& s, Weights& p, Accumulators& o) {
+    float correction[2];
+    softmax_.update(s, p, correction);
+    rescale(o, correction);
   }
 
   __device__ void rescale(Accumulators& o, const float (&correction)[2]) const {
