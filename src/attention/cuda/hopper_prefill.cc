@@ -63,7 +63,7 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
 
 struct Layout {
   int64_t entries = 0;  // offsets in scratch
-  int64_t chunks = 0;
+  int64_t chunks = 0;   // of the requests, then their first tiles
   int64_t bytes = 0;
 };
 
@@ -73,7 +73,7 @@ Layout layout(const AttentionParams& p) {
   Layout layout;
   layout.entries = sizeof(hopper::PrefillPlan);
   layout.chunks = layout.entries + max_entries(p) * static_cast<int64_t>(sizeof(hopper::PrefillEntry));
-  layout.bytes = layout.chunks + p.batch * static_cast<int64_t>(sizeof(int32_t));
+  layout.bytes = layout.chunks + 2 * p.batch * static_cast<int64_t>(sizeof(int32_t));
   return layout;
 }
 
@@ -105,6 +105,7 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
   args.plan = at<hopper::PrefillPlan>(scratch, 0);
   args.entries = at<hopper::PrefillEntry>(scratch, at_bytes.entries);
   args.chunk_of_request = at<int32_t>(scratch, at_bytes.chunks);
+  args.tile_of_request = args.chunk_of_request + p.batch;
   hopper::launch_prefill_plan(args, stream);
   return launch_status("hopper-prefill: plan");
 }

@@ -81,6 +81,7 @@ struct PrefillPlanArgs {
   PrefillPlan* plan = nullptr;
   PrefillEntry* entries = nullptr;      // [total_q / 128 + batch]
   int32_t* chunk_of_request = nullptr;  // [batch], used within
+  int32_t* tile_of_request = nullptr;   // [batch], used within: the first
 };
 
 void launch_prefill_plan(const PrefillPlanArgs& args, CUstream_st* stream);
