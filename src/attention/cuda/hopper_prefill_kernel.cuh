@@ -28,11 +28,11 @@ struct PrefillConfig {
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   // 168 a thread at the launch; what the producer gives, the consumers take.
-  static constexpr int kProducerRegisters = kHeadDim == 192 ? 56 : 40;
+  static constexpr int kProducerRegisters = 40;
   static constexpr int kConsumerRegisters = (168 * 3 - kProducerRegisters) / 2 / 8 * 8;
   static constexpr int kTileSlots = 2;
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
-  static constexpr bool kOverlapValues = kKeys + kHeadDimV / 2 <= 192 && kHeadDim <= 128;
+  static constexpr bool kOverlapValues = kHeadDim <= 128;
   static constexpr int kPanels = kHeadDim / 64;
   static constexpr int kPanelsV = kHeadDimV / 64;
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;

@@ -28,7 +28,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     }
     for (int i = 0; i < Config::kTileSlots; ++i) {
       barrier_init(shared.tile_full(i), 1);
-      barrier_init(shared.tile_empty(i), kWarps + 1);
+      barrier_init(shared.tile_empty(i), kWarps + 2);
     }
     barrier_init(shared.value_raw(), 1);
     fence_barrier_init();
@@ -37,9 +37,11 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
   if (threadIdx.x < 128) {
     give_registers<Config::kProducerRegisters>();
     if (threadIdx.x < 32) {
-      PrefillProducer<Config>(args, maps, shared).run();
-    } else if (threadIdx.x < 64) {
       PrefillScheduler<Config>(args, maps, shared).run();
+    } else if (threadIdx.x < 64) {
+      PrefillProducer<Config, false>(args, &maps.k, shared).run();
+    } else if (threadIdx.x < 96) {
+      PrefillProducer<Config, true>(args, &maps.v, shared).run();
     }
   } else {
     take_registers<Config::kConsumerRegisters>();
