@@ -6,8 +6,9 @@
 namespace onepass {
 namespace {
 
-constexpr std::array<const CudaAttentionKernel*, 3> kKernels = {
+constexpr std::array<const CudaAttentionKernel*, 4> kKernels = {
     &kHopperDecode,
+    &kHopperPrefill,
     &kPortableAttention,
     &kNaiveAttention,
 };
