@@ -6,7 +6,8 @@
 namespace onepass {
 namespace {
 
-constexpr std::array<const CudaAttentionKernel*, 1> kKernels = {
+constexpr std::array<const CudaAttentionKernel*, 2> kKernels = {
+    &kPortableAttention,
     &kNaiveAttention,
 };
 
