@@ -1,0 +1,471 @@
+"""One attention call: from FlashAttention-3's arguments to onepass_append_kv, onepass_attention_plan and _run.
+
+What follows from shapes, strides and options (checks, the choice of the kernel, the structs) is prepared once and kept; a call
+then fills in addresses and queues the work.
+"""
+
+import ctypes
+import dataclasses
+
+import torch
+
+from onepass import _device, _library
+from onepass._checks import DTYPES, expect_indices, expect_like, expect_query, expect_rows, expect_shape
+
+_LIMIT = 1 << 31
+
+
+@dataclasses.dataclass(slots=True)
+class Arguments:
+    """Names are those of flash_attn_with_kvcache; keys and values of the other functions go by k_cache and v_cache."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    k: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+    cu_seqlens_q: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
+    cu_seqlens_k_new: torch.Tensor | None = None
+    seqused_q: torch.Tensor | None = None
+    cache_seqlens: torch.Tensor | int | None = None
+    cache_batch_idx: torch.Tensor | None = None
+    cache_leftpad: torch.Tensor | None = None
+    page_table: torch.Tensor | None = None
+    rotary_cos: torch.Tensor | None = None
+    rotary_sin: torch.Tensor | None = None
+    rotary_seqlens: torch.Tensor | None = None
+    rotary_interleaved: bool = True
+    max_seqlen_q: int | None = None
+    softmax_scale: float | None = None
+    causal: bool = False
+    window_size: tuple = (-1, -1)
+    attention_chunk: int = 0
+    softcap: float = 0.0
+    num_splits: int = 0
+    scheduler_metadata: torch.Tensor | None = None
+    want_lse: bool = False
+    key_name: str = "k_cache"  # as the caller's function calls them
+    value_name: str = "v_cache"
+    seqlens_name: str = "cache_seqlens"
+
+
+def _key(a: Arguments) -> tuple:
+    key = [a.max_seqlen_q, a.softmax_scale, a.causal, a.window_size, a.attention_chunk, a.softcap, a.num_splits]
+    key += (a.want_lse, a.rotary_interleaved, a.key_name)
+    for t in (
+        a.q,
+        a.k_cache,
+        a.v_cache,
+        a.cache_seqlens,
+        a.page_table,
+        a.cu_seqlens_q,
+        a.cu_seqlens_k,
+        a.k,
+        a.v,
+        a.cu_seqlens_k_new,
+        a.seqused_q,
+        a.cache_batch_idx,
+        a.cache_leftpad,
+        a.rotary_cos,
+        a.rotary_sin,
+        a.rotary_seqlens,
+    ):
+        if isinstance(t, torch.Tensor):
+            key += (t.dtype, t.get_device(), t.shape, t.stride())
+        else:
+            key.append(t)
+    return tuple(key)
+
+
+def _rows_stride(t: torch.Tensor) -> int | None:
+    """Elements from one row to the next of [batch, length, heads, dim] seen as rows; None when they are not evenly spaced."""
+    batch, length = t.shape[:2]
+    if length == 1:
+        return t.stride(0)
+    if batch == 1 or t.stride(0) == length * t.stride(1):
+        return t.stride(1)
+    return None
+
+
+def _pointer(t: torch.Tensor | None) -> int | None:
+    return t.data_ptr() if t is not None else None
+
+
+def attend(a: Arguments) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """out and softmax_lse (None unless wanted)."""
+    calls = _device.calls()
+    key = _key(a)
+    call = calls.get(key)
+    if call is None:
+        call = calls[key] = Call(a)
+    return call(a)
+
+
+class Call:
+    """Everything about a call but its addresses."""
+
+    def __init__(self, a: Arguments):
+        q = a.q
+        expect_query(q, (3,) if a.cu_seqlens_q is not None else (4,))
+        self.device = q.device
+        self.gpu = _device.gpu(q.device.index)
+        self.varlen_q = a.cu_seqlens_q is not None
+        if self.varlen_q:
+            if a.max_seqlen_q is None:
+                raise ValueError("max_seqlen_q: expected a number, as cu_seqlens_q is given; found None")
+            expect_like("cu_seqlens_q", a.cu_seqlens_q, (1,), torch.int32, self.device)
+            self.batch = a.cu_seqlens_q.shape[0] - 1
+            if self.batch < 0:
+                raise ValueError("cu_seqlens_q: expected batch_size + 1 elements, found none")
+            expect_indices("cu_seqlens_q", a.cu_seqlens_q, (self.batch + 1,), self.device)
+            self.seqlen_q, self.total_q = a.max_seqlen_q, q.shape[0]
+        else:
+            self.batch, self.seqlen_q = q.shape[:2]
+            self.total_q = self.batch * self.seqlen_q
+        self.num_heads, self.head_dim = q.shape[-2:]
+        self.copies_q = False
+        expect_rows("q", q)
+        if self.varlen_q:
+            q_row_stride = q.stride(0)
+        else:
+            q_row_stride = _rows_stride(q)
+            if q_row_stride is None:
+                self.copies_q, q_row_stride = True, self.num_heads * self.head_dim
+
+        p = self.params = _library.AttentionParams()
+        p.q_row_stride, p.q_head_stride = q_row_stride, q.stride(-2)
+        if self.copies_q:
+            p.q_head_stride = self.head_dim
+        self._prepare_keys(a)
+        self._prepare_new_keys(a)
+
+        p.q_dtype = p.kv_dtype = p.out_dtype = DTYPES[q.dtype]
+        p.batch, p.total_q, p.max_seqlen_q = self.batch, self.total_q, self.seqlen_q
+        p.num_heads, p.num_heads_kv = self.num_heads, self.num_heads_kv
+        p.head_dim, p.head_dim_v = self.head_dim, self.head_dim_v
+        p.out_row_stride, p.out_head_stride = self.num_heads * self.head_dim_v, self.head_dim_v
+        p.softmax_scale = self.head_dim**-0.5 if a.softmax_scale is None else a.softmax_scale
+        p.causal = int(bool(a.causal))
+        if len(a.window_size) != 2:
+            raise ValueError(f"window_size: expected (left, right), found {a.window_size}")
+        p.window_left, p.window_right = (max(-1, int(w)) for w in a.window_size)
+        p.attention_chunk, p.softcap, p.num_splits = a.attention_chunk, a.softcap, max(0, a.num_splits)
+        self.out_shape = (*q.shape[:-1], self.head_dim_v)
+        self.doubled = a.seqused_q is not None
+        if self.doubled:
+            expect_indices("seqused_q", a.seqused_q, (self.batch,), self.device)
+            p.batch = 2 * self.batch
+
+        # What is null decides which kernel serves it, not what the addresses are.
+        self.empty = self.total_q == 0 or self.batch == 0 or a.k_cache.numel() == 0
+        p.q = p.k = p.v = p.out = p.cu_seqlens_q = p.cache_seqlens = 256
+        p.softmax_lse = 256 if a.want_lse else None
+        p.page_table = 256 if self.paged else None
+        p.cu_seqlens_k = None if self.paged else 256
+        self.library = lib = _device.library()
+        self.params_address = ctypes.byref(p)
+        if self.empty:
+            return
+        self.kernel, size = ctypes.c_void_p(), ctypes.c_int64()
+        lib.attention_choose(self.gpu.handle, ctypes.byref(p), b"auto", ctypes.byref(self.kernel))
+        lib.attention_scratch_bytes(self.gpu.handle, self.kernel, ctypes.byref(p), ctypes.byref(size))
+        self.scratch_bytes = size.value
+
+    def _prepare_keys(self, a: Arguments) -> None:
+        """Layout and lengths of the keys that are there."""
+        q, k, v, p, device = a.q, a.k_cache, a.v_cache, self.params, self.device
+        self.paged = a.page_table is not None
+        self.varlen_k = a.cu_seqlens_k is not None
+        dims = (3,) if self.varlen_k else (4,)
+        expect_like(a.key_name, k, dims, q.dtype, device)
+        expect_like(a.value_name, v, dims, q.dtype, device)
+        self.num_heads_kv, self.head_dim_v = k.shape[-2], v.shape[-1]
+        if k.shape[-1] != self.head_dim:
+            raise ValueError(f"{a.key_name}: expected head dimension {self.head_dim}, as q has, found {k.shape[-1]}")
+        if self.num_heads_kv == 0 or self.num_heads % self.num_heads_kv != 0:
+            raise ValueError(
+                f"{a.key_name}: expected a number of heads that divides q's, {self.num_heads}, found {self.num_heads_kv}"
+            )
+        expect_shape(a.value_name, v, (*k.shape[:-1], self.head_dim_v))
+        expect_rows(a.key_name, k)
+        expect_rows(a.value_name, v)
+        p.k_head_stride, p.v_head_stride = k.stride(-2), v.stride(-2)
+        p.k_row_stride, p.v_row_stride = k.stride(-3), v.stride(-3)
+        self.entry_rows = self.capacity = 0
+
+        entries = self.batch  # that the cache must have, unless chosen by cache_batch_idx
+        if self.paged:
+            if self.varlen_k:
+                raise ValueError("page_table: expected None with cu_seqlens_k")
+            expect_like("page_table", a.page_table, (2,), torch.int32, device)
+            if a.page_table.stride(1) != 1 and a.page_table.shape[1] > 1:
+                raise ValueError(f"page_table: expected contiguous rows, found strides {list(a.page_table.stride())}")
+            if a.cache_leftpad is not None:
+                raise NotImplementedError("cache_leftpad: not with a page_table")
+            found, self.capacity = a.page_table.shape[0], a.page_table.shape[1] * k.shape[1]
+            p.page_size, p.k_page_stride, p.v_page_stride = k.shape[1], k.stride(0), v.stride(0)
+            p.page_table_stride = a.page_table.stride(0) if a.page_table.shape[0] > 1 else a.page_table.shape[1]
+            p.total_kv_rows = k.shape[0] * k.shape[1]
+            name, entry = "page_table", "rows"
+        elif self.varlen_k:
+            expect_indices("cu_seqlens_k", a.cu_seqlens_k, (self.batch + 1,), device)
+            found, p.total_kv_rows = self.batch, k.shape[0]
+            name, entry = "cu_seqlens_k", "requests"
+        else:
+            found, self.capacity = k.shape[0], k.shape[1]
+            self._lay_out_entries(a)
+            name, entry = a.key_name, "sequences"
+        if a.cache_batch_idx is not None:
+            if self.varlen_k:
+                raise ValueError("cache_batch_idx: expected None with cu_seqlens_k")
+            if self.paged:
+                p.page_table_stride = a.page_table.shape[1]  # of the rows chosen, which are copied
+            expect_indices("cache_batch_idx", a.cache_batch_idx, (self.batch,), device)
+        elif found != entries:
+            raise ValueError(f"{name}: expected {entries} {entry}, the batch size of q, found {found}")
+        if isinstance(a.cache_seqlens, torch.Tensor):
+            expect_indices(a.seqlens_name, a.cache_seqlens, (self.batch,), device)
+        elif isinstance(a.cache_seqlens, int) and not 0 <= a.cache_seqlens <= self.capacity:
+            raise ValueError(f"{a.seqlens_name}: expected 0 to {self.capacity}, found {a.cache_seqlens}")
+        expect_indices("cache_leftpad", a.cache_leftpad, (self.batch,), device)
+
+    def _lay_out_entries(self, a: Arguments) -> None:
+        """Sequences of one capacity, [entries, capacity, heads, dim], as rows that begin `entry_rows` apart."""
+        rows = []
+        for name, t in ((a.key_name, a.k_cache), (a.value_name, a.v_cache)):
+            entries, length = t.shape[:2]
+            if entries <= 1:
+                rows.append(length)
+            elif length <= 1:  # any stride will do for one row
+                rows.append(1)
+            elif t.stride(1) > 0 and t.stride(0) % t.stride(1) == 0:
+                rows.append(t.stride(0) // t.stride(1))
+            else:
+                raise NotImplementedError(
+                    f"{name}: expected sequences a whole number of rows apart, found strides {list(t.stride())}"
+                )
+        if rows[0] != rows[1]:
+            raise NotImplementedError(
+                f"{a.value_name}: expected sequences as many rows apart as {a.key_name}'s, {rows[0]}, found {rows[1]}"
+            )
+        self.entry_rows = rows[0]
+        entries, length = a.k_cache.shape[:2]
+        if length <= 1:
+            self.params.k_row_stride, self.params.v_row_stride = a.k_cache.stride(0), a.v_cache.stride(0)
+        self.params.total_kv_rows = max(0, entries - 1) * self.entry_rows + length
+        if self.params.total_kv_rows >= _LIMIT:
+            raise NotImplementedError(f"{a.key_name}: expected fewer than 2^31 rows, found {self.params.total_kv_rows}")
+
+    def _prepare_new_keys(self, a: Arguments) -> None:
+        """onepass_append_kv, when lengths must be computed, keys stored or queries rotated; else None."""
+        q, device = a.q, self.device
+        self.rotates = a.rotary_cos is not None
+        self.appends = a.k is not None
+        if self.appends != (a.v is not None):
+            raise ValueError("v: expected a tensor, as k is one" if self.appends else "v: expected None, as k is")
+        if self.rotates != (a.rotary_sin is not None):
+            raise ValueError("rotary_sin: expected both of rotary_cos and rotary_sin, or neither")
+        if self.rotates and not self.appends:
+            raise ValueError("rotary_cos: expected k and v with it, found None")
+        for name, t in (("cu_seqlens_k_new", a.cu_seqlens_k_new), ("rotary_seqlens", a.rotary_seqlens)):
+            if t is not None and not (self.appends if name == "cu_seqlens_k_new" else self.rotates):
+                raise ValueError(f"{name}: expected None without {'k' if name == 'cu_seqlens_k_new' else 'rotary_cos'}")
+        self.append = None
+        computes_lengths = self.varlen_k and a.cache_seqlens is None
+        computes_begins = not self.paged and (a.cache_batch_idx is not None or a.cache_leftpad is not None)
+        if not (self.appends or computes_lengths or computes_begins):
+            return
+        p = self.append = _library.AppendKvParams()
+        p.dtype, p.batch = DTYPES[q.dtype], self.batch
+        p.num_heads, p.num_heads_kv = self.num_heads, self.num_heads_kv
+        p.head_dim, p.head_dim_v = self.head_dim, self.head_dim_v
+        p.seqlen_k = a.cache_seqlens if isinstance(a.cache_seqlens, int) else self.capacity
+        p.entry_rows = self.entry_rows
+        self.writes_begins = not self.paged
+        self.append_address = ctypes.byref(p)
+        if not self.appends:
+            # The kernel's checks of strides are of what it moves.
+            p.head_dim = p.head_dim_v = 8
+            return
+        if a.cache_seqlens is None:
+            raise ValueError("cache_seqlens: expected the lengths of the cache, as k and v are given; found None")
+        self._prepare_append(a, p)
+        if self.rotates:
+            self._prepare_rotation(a, p)
+        expect_indices("rotary_seqlens", a.rotary_seqlens, (self.batch,), device)
+
+    def _prepare_append(self, a: Arguments, p: _library.AppendKvParams) -> None:
+        device, varlen = self.device, a.cu_seqlens_k_new is not None
+        dims = (3,) if varlen else (4,)
+        for name, t, head_dim in (("k", a.k, self.head_dim), ("v", a.v, self.head_dim_v)):
+            expect_like(name, t, dims, a.q.dtype, device)
+            expect_rows(name, t)
+            expect_shape(name, t, (*a.k.shape[:-2], self.num_heads_kv, head_dim))
+        if varlen:
+            expect_indices("cu_seqlens_k_new", a.cu_seqlens_k_new, (self.batch + 1,), device)
+            p.total_new = a.k.shape[0]
+        else:
+            if a.k.shape[0] != self.batch:
+                raise ValueError(f"k: expected batch size {self.batch}, as q has, found {a.k.shape[0]}")
+            p.seqlen_new, p.total_new = a.k.shape[1], a.k.shape[0] * a.k.shape[1]
+            p.k_new_batch_stride, p.v_new_batch_stride = a.k.stride(0), a.v.stride(0)
+        p.k_new_row_stride, p.k_new_head_stride = a.k.stride(-3), a.k.stride(-2)
+        p.v_new_row_stride, p.v_new_head_stride = a.v.stride(-3), a.v.stride(-2)
+        p.k_page_stride, p.v_page_stride = a.k_cache.stride(0), a.v_cache.stride(0)
+        p.k_row_stride, p.v_row_stride = a.k_cache.stride(1), a.v_cache.stride(1)
+        p.k_head_stride, p.v_head_stride = a.k_cache.stride(2), a.v_cache.stride(2)
+        p.page_size = a.k_cache.shape[1]
+        if self.paged:
+            p.page_table_stride, p.pages_per_request = self.params.page_table_stride, a.page_table.shape[1]
+
+    def _prepare_rotation(self, a: Arguments, p: _library.AppendKvParams) -> None:
+        for name, t in (("rotary_cos", a.rotary_cos), ("rotary_sin", a.rotary_sin)):
+            expect_like(name, t, (2,), a.q.dtype, self.device)
+            expect_shape(name, t, a.rotary_cos.shape)
+            if not t.is_contiguous():
+                raise ValueError(f"{name}: expected a contiguous tensor, found strides {list(t.stride())}")
+        p.rotary_rows, p.rotary_dim = a.rotary_cos.shape[0], 2 * a.rotary_cos.shape[1]
+        if p.rotary_dim % 16 != 0 or p.rotary_dim > self.head_dim:
+            raise ValueError(
+                f"rotary_cos: expected a multiple of 8 columns, at most {self.head_dim // 2}, found {p.rotary_dim // 2}"
+            )
+        p.rotary_interleaved = int(bool(a.rotary_interleaved))
+        # Under a mask query i stands at the place of new key i; without one all stand where the cache ends.
+        left, right = a.window_size
+        is_local = (0 <= left < self.capacity - 1) or (0 <= right < self.seqlen_q - 1) or a.attention_chunk > 0
+        p.rotate_queries_by_row = int(bool(a.causal) or is_local or self.seqlen_q == 1)
+        p.q_row_stride, p.q_head_stride = a.q.stride(-3), a.q.stride(-2)
+        if self.varlen_q:
+            p.total_q = self.total_q
+        else:
+            p.q_batch_stride, p.seqlen_q, p.total_q = a.q.stride(0), self.seqlen_q, self.total_q
+        self.copies_q = False  # the rotated copy is without gaps
+        self.params.q_row_stride, self.params.q_head_stride = self.num_heads * self.head_dim, self.head_dim
+
+    def __call__(self, a: Arguments) -> tuple[torch.Tensor, torch.Tensor | None]:
+        index = self.device.index
+        if torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                return self(a)
+        q, p = a.q, self.params
+        out = torch.empty(self.out_shape, dtype=q.dtype, device=self.device)
+        lse = None
+        if a.want_lse:
+            lse = torch.empty((self.num_heads, self.total_q), dtype=torch.float32, device=self.device)
+        stream = _device.raw_stream(index)
+        memory = self.gpu.memory(stream)
+        if self.copies_q:
+            q = q.contiguous()
+        page_table = a.page_table
+        if page_table is not None and a.cache_batch_idx is not None:
+            page_table = page_table.index_select(0, a.cache_batch_idx)
+        cu_seqlens_q = a.cu_seqlens_q
+        if cu_seqlens_q is None:
+            cu_seqlens_q = memory.steps(self.batch + 1, self.seqlen_q)
+        if self.append is not None:
+            q, lengths, begins = self._append(a, q, page_table, memory, stream)
+            if not self.writes_begins:
+                begins = None
+        elif not self.empty:
+            lengths = a.cache_seqlens
+            if not isinstance(lengths, torch.Tensor):
+                lengths = memory.full(self.batch, self.capacity if lengths is None else lengths)
+            begins = a.cu_seqlens_k
+            if begins is None and page_table is None:
+                begins = memory.steps(self.batch + 1, self.entry_rows)
+        if self.empty:
+            out.zero_()
+            if lse is not None:
+                lse.fill_(float("-inf"))
+            return out, self._shaped(lse)
+        if self.doubled:
+            cu_seqlens_q, lengths, begins, page_table = _double(a.seqused_q, cu_seqlens_q, lengths, begins, page_table)
+
+        p.q, p.k, p.v, p.out = addresses = (q.data_ptr(), a.k_cache.data_ptr(), a.v_cache.data_ptr(), out.data_ptr())
+        if (addresses[0] | addresses[1] | addresses[2]) & 15:
+            raise ValueError(f"q, {a.key_name} and {a.value_name}: expected tensors that begin at multiples of 16 bytes")
+        p.softmax_lse = _pointer(lse)
+        p.cu_seqlens_q, p.cache_seqlens = cu_seqlens_q.data_ptr(), lengths.data_ptr()
+        p.cu_seqlens_k, p.page_table = _pointer(begins), _pointer(page_table)
+        if a.scheduler_metadata is None:
+            scratch, planned = memory.scratch(self.kernel.value, self.scratch_bytes), False
+        else:
+            scratch, planned = plan_of(a.scheduler_metadata).scratch_for(self, memory, stream)
+        arguments = (self.gpu.handle, self.kernel, self.params_address, scratch.data_ptr(), scratch.numel(), stream)
+        if not planned:
+            self.library.attention_plan(*arguments)
+        self.library.attention_run(*arguments)
+        return out, self._shaped(lse)
+
+    def _append(self, a: Arguments, q, page_table, memory: _device.Memory, stream: int) -> tuple:
+        """Queues onepass_append_kv; returns the queries, lengths and beginnings that attention takes."""
+        p = self.append
+        half = 4 * self.batch // 16 * 16 + 16
+        lengths = memory.scratch("lengths", 2 * half)
+        seqlens_k, begins = lengths[:half], lengths[half:]
+        p.seqlens_k_out = seqlens_k.data_ptr()
+        p.begins_out = begins.data_ptr() if self.writes_begins else None
+        if isinstance(a.cache_seqlens, torch.Tensor):
+            p.cache_seqlens = a.cache_seqlens.data_ptr()
+        p.cu_seqlens_k, p.cache_leftpad = _pointer(a.cu_seqlens_k), _pointer(a.cache_leftpad)
+        p.cache_batch_idx = None if page_table is not None else _pointer(a.cache_batch_idx)
+        if self.appends:
+            p.k_new, p.v_new, p.cu_seqlens_new = a.k.data_ptr(), a.v.data_ptr(), _pointer(a.cu_seqlens_k_new)
+            p.k_cache, p.v_cache, p.page_table = a.k_cache.data_ptr(), a.v_cache.data_ptr(), _pointer(page_table)
+        if self.rotates:
+            rotated = torch.empty((self.total_q, self.num_heads, self.head_dim), dtype=q.dtype, device=self.device)
+            p.q, p.q_out, p.cu_seqlens_q = q.data_ptr(), rotated.data_ptr(), _pointer(a.cu_seqlens_q)
+            p.rotary_cos, p.rotary_sin = a.rotary_cos.data_ptr(), a.rotary_sin.data_ptr()
+            p.rotary_seqlens = _pointer(a.rotary_seqlens)
+            q = rotated
+        self.library.append_kv(self.gpu.handle, self.append_address, stream)
+        return q, seqlens_k, begins
+
+    def _shaped(self, lse: torch.Tensor | None) -> torch.Tensor | None:
+        """[num_heads, total_q], or of batches [batch, num_heads, seqlen_q]."""
+        if lse is None or self.varlen_q:
+            return lse
+        return lse.view(self.num_heads, self.batch, self.seqlen_q).transpose(0, 1).contiguous()
+
+
+def _double(seqused_q, cu_seqlens_q, lengths, begins, page_table) -> tuple:
+    """Cuts each request in two: the queries that are used, and those that are not, which see no keys."""
+    batch = seqused_q.shape[0]
+    ends = torch.stack((cu_seqlens_q[:-1], cu_seqlens_q[:-1] + seqused_q), dim=1).flatten()
+    lengths = lengths.view(torch.int32)[:batch]
+    lengths = torch.stack((lengths, torch.zeros_like(lengths)), dim=1).flatten()
+    if begins is not None:
+        begins = begins.view(torch.int32)[:batch].repeat_interleave(2, output_size=2 * batch)
+    if page_table is not None:
+        page_table = page_table.repeat_interleave(2, dim=0, output_size=2 * batch)
+    return torch.cat((ends, cu_seqlens_q[-1:])), lengths, begins, page_table
+
+
+class Plan:
+    """What get_scheduler_metadata hangs on the tensor that it returns: scratch memory whose plan the calls share."""
+
+    def __init__(self, expected: dict, scratch: torch.Tensor):
+        self._expected = expected  # fields of AttentionParams
+        self._scratch = scratch
+        self._planned = None
+
+    def scratch_for(self, call: Call, memory: _device.Memory, stream: int) -> tuple[torch.Tensor, bool]:
+        """The memory, and whether it holds the plan already. A plan that one graph has captured serves that capture."""
+        for name, expected in self._expected.items():
+            found = getattr(call.params, name)
+            if found != expected:
+                raise ValueError(f"scheduler_metadata: made for {name} {expected}, found {found} in this call")
+        if self._scratch.numel() < call.scratch_bytes:
+            self._scratch = torch.zeros(call.scratch_bytes, dtype=torch.uint8, device=call.device)
+        planned, self._planned = self._planned, (call, memory.capture, stream)
+        return self._scratch, planned == self._planned
+
+
+def plan_of(scheduler_metadata: torch.Tensor) -> Plan:
+    plan = getattr(scheduler_metadata, "onepass_plan", None)
+    if plan is None:
+        raise ValueError(
+            "scheduler_metadata: expected the very tensor that onepass's get_scheduler_metadata returned, found another"
+        )
+    return plan
