@@ -172,6 +172,13 @@ ONEPASS_API onepass_status onepass_attention_run(const onepass_device* device, c
                                                  int64_t scratch_bytes, void* stream, char* message,
                                                  size_t message_size);
 
+/* Both in one call, for a plan that is used once. */
+ONEPASS_API onepass_status onepass_attention_plan_and_run(const onepass_device* device,
+                                                          const onepass_attention_kernel* kernel,
+                                                          const onepass_attention_params* params, void* scratch,
+                                                          int64_t scratch_bytes, void* stream, char* message,
+                                                          size_t message_size);
+
 /* ---- Merge of attention over parts of the keys (prefix and suffix, splits, a tree's branches) ---- */
 
 /* `count` parts, one after the other. */

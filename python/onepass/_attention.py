@@ -5,7 +5,7 @@ then fills in addresses and queues the work.
 """
 
 import ctypes
-import dataclasses
+import types
 
 import torch
 
@@ -15,68 +15,19 @@ from onepass._checks import DTYPES, expect_indices, expect_like, expect_query, e
 _LIMIT = 1 << 31
 
 
-@dataclasses.dataclass(slots=True)
-class Arguments:
-    """Names are those of flash_attn_with_kvcache; keys and values of the other functions go by k_cache and v_cache."""
-
-    q: torch.Tensor
-    k_cache: torch.Tensor
-    v_cache: torch.Tensor
-    k: torch.Tensor | None = None
-    v: torch.Tensor | None = None
-    cu_seqlens_q: torch.Tensor | None = None
-    cu_seqlens_k: torch.Tensor | None = None
-    cu_seqlens_k_new: torch.Tensor | None = None
-    seqused_q: torch.Tensor | None = None
-    cache_seqlens: torch.Tensor | int | None = None
-    cache_batch_idx: torch.Tensor | None = None
-    cache_leftpad: torch.Tensor | None = None
-    page_table: torch.Tensor | None = None
-    rotary_cos: torch.Tensor | None = None
-    rotary_sin: torch.Tensor | None = None
-    rotary_seqlens: torch.Tensor | None = None
-    rotary_interleaved: bool = True
-    max_seqlen_q: int | None = None
-    softmax_scale: float | None = None
-    causal: bool = False
-    window_size: tuple = (-1, -1)
-    attention_chunk: int = 0
-    softcap: float = 0.0
-    num_splits: int = 0
-    scheduler_metadata: torch.Tensor | None = None
-    want_lse: bool = False
-    key_name: str = "k_cache"  # as the caller's function calls them
-    value_name: str = "v_cache"
-    seqlens_name: str = "cache_seqlens"
-
-
-def _key(a: Arguments) -> tuple:
-    key = [a.max_seqlen_q, a.softmax_scale, a.causal, a.window_size, a.attention_chunk, a.softcap, a.num_splits]
-    key += (a.want_lse, a.rotary_interleaved, a.key_name)
-    for t in (
-        a.q,
-        a.k_cache,
-        a.v_cache,
-        a.cache_seqlens,
-        a.page_table,
-        a.cu_seqlens_q,
-        a.cu_seqlens_k,
-        a.k,
-        a.v,
-        a.cu_seqlens_k_new,
-        a.seqused_q,
-        a.cache_batch_idx,
-        a.cache_leftpad,
-        a.rotary_cos,
-        a.rotary_sin,
-        a.rotary_seqlens,
-    ):
-        if isinstance(t, torch.Tensor):
-            key += (t.dtype, t.get_device(), t.shape, t.stride())
-        else:
-            key.append(t)
-    return tuple(key)
-
+# The tensors of a call, in this order, and its options. Names are those of flash_attn_with_kvcache; keys and values of the
+# other functions go by k_cache and v_cache.
+TENSORS = (
+    *("q", "k_cache", "v_cache", "cache_seqlens", "page_table", "cu_seqlens_q", "cu_seqlens_k", "k", "v"),
+    *("cu_seqlens_k_new", "seqused_q", "cache_batch_idx", "cache_leftpad", "rotary_cos", "rotary_sin", "rotary_seqlens"),
+)
+OPTIONS = (
+    *("names", "softmax_scale", "causal", "window_size", "attention_chunk", "softcap", "num_splits", "max_seqlen_q"),
+    *("want_lse", "rotary_interleaved"),
+)
+# How the caller's function calls k_cache, v_cache and cache_seqlens.
+CACHE_NAMES = ("k_cache", "v_cache", "cache_seqlens")
+PLAIN_NAMES = ("k", "v", "seqused_k")
 
 def _rows_stride(t: torch.Tensor) -> int | None:
     """Elements from one row to the next of [batch, length, heads, dim] seen as rows; None when they are not evenly spaced."""
@@ -92,23 +43,49 @@ def _pointer(t: torch.Tensor | None) -> int | None:
     return t.data_ptr() if t is not None else None
 
 
-def attend(a: Arguments) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """out and softmax_lse (None unless wanted)."""
+def attend(tensors: tuple, options: tuple, metadata: torch.Tensor | None = None) -> tuple:
+    """out and softmax_lse (None unless wanted). What is None costs nothing; cache_seqlens may be a number."""
+    key = [options]
+    for t in tensors:
+        if t is None or type(t) is int:
+            key.append(t)
+        else:
+            key += (t.shape, t.stride(), t.dtype, t.get_device())
     calls = _device.calls()
-    key = _key(a)
-    call = calls.get(key)
+    if key == calls.last_key:  # a layer like the one before: no need to hash
+        return calls.last(tensors, metadata)
+    whole = tuple(key)
+    call = calls.known.get(whole)
     if call is None:
-        call = calls[key] = Call(a)
-    return call(a)
+        arguments = types.SimpleNamespace(**dict(zip(TENSORS + OPTIONS, tensors + options, strict=True)))
+        copied = _contiguous(arguments)
+        if copied:
+            return attend(tuple(copied.get(name, t) for name, t in zip(TENSORS, tensors, strict=True)), options, metadata)
+        call = Call(arguments)
+        calls.keep(whole, call)
+    calls.last_key, calls.last = key, call
+    return call(tensors, metadata)
+
+
+def _contiguous(a) -> dict:
+    """Copies of the tensors whose heads are not in one piece; not of a cache, which is not to be copied."""
+    names = ("q", "k", "v") if a.names is CACHE_NAMES else ("q", "k_cache", "v_cache")
+    given = ((name, getattr(a, name)) for name in names)
+    return {
+        name: t.contiguous()
+        for name, t in given
+        if isinstance(t, torch.Tensor) and t.dim() > 0 and t.stride(-1) != 1 and t.shape[-1] > 1
+    }
 
 
 class Call:
     """Everything about a call but its addresses."""
 
-    def __init__(self, a: Arguments):
+    def __init__(self, a):
+        self.names = a.names
         q = a.q
         expect_query(q, (3,) if a.cu_seqlens_q is not None else (4,))
-        self.device = q.device
+        self.device, self.index, self.dtype, self.want_lse = q.device, q.device.index, q.dtype, a.want_lse
         self.gpu = _device.gpu(q.device.index)
         self.varlen_q = a.cu_seqlens_q is not None
         if self.varlen_q:
@@ -164,36 +141,37 @@ class Call:
         p.page_table = 256 if self.paged else None
         p.cu_seqlens_k = None if self.paged else 256
         self.library = lib = _device.library()
-        self.params_address = ctypes.byref(p)
         if self.empty:
             return
-        self.kernel, size = ctypes.c_void_p(), ctypes.c_int64()
-        lib.attention_choose(self.gpu.handle, ctypes.byref(p), b"auto", ctypes.byref(self.kernel))
-        lib.attention_scratch_bytes(self.gpu.handle, self.kernel, ctypes.byref(p), ctypes.byref(size))
-        self.scratch_bytes = size.value
+        kernel, size, address = ctypes.c_void_p(), ctypes.c_int64(), ctypes.byref(p)
+        lib.attention_choose(self.gpu.handle, address, b"auto", ctypes.byref(kernel))
+        lib.attention_scratch_bytes(self.gpu.handle, kernel, address, ctypes.byref(size))
+        self.kernel_number, self.scratch_bytes = kernel.value, size.value
+        self.where = (self.gpu.handle, kernel, address)
 
-    def _prepare_keys(self, a: Arguments) -> None:
+    def _prepare_keys(self, a) -> None:
         """Layout and lengths of the keys that are there."""
         q, k, v, p, device = a.q, a.k_cache, a.v_cache, self.params, self.device
         self.paged = a.page_table is not None
         self.varlen_k = a.cu_seqlens_k is not None
         dims = (3,) if self.varlen_k else (4,)
-        expect_like(a.key_name, k, dims, q.dtype, device)
-        expect_like(a.value_name, v, dims, q.dtype, device)
+        expect_like(self.names[0], k, dims, q.dtype, device)
+        expect_like(self.names[1], v, dims, q.dtype, device)
         self.num_heads_kv, self.head_dim_v = k.shape[-2], v.shape[-1]
         if k.shape[-1] != self.head_dim:
-            raise ValueError(f"{a.key_name}: expected head dimension {self.head_dim}, as q has, found {k.shape[-1]}")
+            raise ValueError(f"{self.names[0]}: expected head dimension {self.head_dim}, as q has, found {k.shape[-1]}")
         if self.num_heads_kv == 0 or self.num_heads % self.num_heads_kv != 0:
             raise ValueError(
-                f"{a.key_name}: expected a number of heads that divides q's, {self.num_heads}, found {self.num_heads_kv}"
+                f"{self.names[0]}: expected a number of heads that divides q's, {self.num_heads}, found {self.num_heads_kv}"
             )
-        expect_shape(a.value_name, v, (*k.shape[:-1], self.head_dim_v))
-        expect_rows(a.key_name, k)
-        expect_rows(a.value_name, v)
+        expect_shape(self.names[1], v, (*k.shape[:-1], self.head_dim_v))
+        expect_rows(self.names[0], k)
+        expect_rows(self.names[1], v)
         p.k_head_stride, p.v_head_stride = k.stride(-2), v.stride(-2)
         p.k_row_stride, p.v_row_stride = k.stride(-3), v.stride(-3)
         self.entry_rows = self.capacity = 0
 
+        self.chooses_tables = self.paged and a.cache_batch_idx is not None
         entries = self.batch  # that the cache must have, unless chosen by cache_batch_idx
         if self.paged:
             if self.varlen_k:
@@ -215,7 +193,7 @@ class Call:
         else:
             found, self.capacity = k.shape[0], k.shape[1]
             self._lay_out_entries(a)
-            name, entry = a.key_name, "sequences"
+            name, entry = self.names[0], "sequences"
         if a.cache_batch_idx is not None:
             if self.varlen_k:
                 raise ValueError("cache_batch_idx: expected None with cu_seqlens_k")
@@ -225,15 +203,15 @@ class Call:
         elif found != entries:
             raise ValueError(f"{name}: expected {entries} {entry}, the batch size of q, found {found}")
         if isinstance(a.cache_seqlens, torch.Tensor):
-            expect_indices(a.seqlens_name, a.cache_seqlens, (self.batch,), device)
+            expect_indices(self.names[2], a.cache_seqlens, (self.batch,), device)
         elif isinstance(a.cache_seqlens, int) and not 0 <= a.cache_seqlens <= self.capacity:
-            raise ValueError(f"{a.seqlens_name}: expected 0 to {self.capacity}, found {a.cache_seqlens}")
+            raise ValueError(f"{self.names[2]}: expected 0 to {self.capacity}, found {a.cache_seqlens}")
         expect_indices("cache_leftpad", a.cache_leftpad, (self.batch,), device)
 
-    def _lay_out_entries(self, a: Arguments) -> None:
+    def _lay_out_entries(self, a) -> None:
         """Sequences of one capacity, [entries, capacity, heads, dim], as rows that begin `entry_rows` apart."""
         rows = []
-        for name, t in ((a.key_name, a.k_cache), (a.value_name, a.v_cache)):
+        for name, t in ((self.names[0], a.k_cache), (self.names[1], a.v_cache)):
             entries, length = t.shape[:2]
             if entries <= 1:
                 rows.append(length)
@@ -247,7 +225,7 @@ class Call:
                 )
         if rows[0] != rows[1]:
             raise NotImplementedError(
-                f"{a.value_name}: expected sequences as many rows apart as {a.key_name}'s, {rows[0]}, found {rows[1]}"
+                f"{self.names[1]}: expected sequences as many rows apart as {self.names[0]}'s, {rows[0]}, found {rows[1]}"
             )
         self.entry_rows = rows[0]
         entries, length = a.k_cache.shape[:2]
@@ -255,9 +233,9 @@ class Call:
             self.params.k_row_stride, self.params.v_row_stride = a.k_cache.stride(0), a.v_cache.stride(0)
         self.params.total_kv_rows = max(0, entries - 1) * self.entry_rows + length
         if self.params.total_kv_rows >= _LIMIT:
-            raise NotImplementedError(f"{a.key_name}: expected fewer than 2^31 rows, found {self.params.total_kv_rows}")
+            raise NotImplementedError(f"{self.names[0]}: expected fewer than 2^31 rows, found {self.params.total_kv_rows}")
 
-    def _prepare_new_keys(self, a: Arguments) -> None:
+    def _prepare_new_keys(self, a) -> None:
         """onepass_append_kv, when lengths must be computed, keys stored or queries rotated; else None."""
         q, device = a.q, self.device
         self.rotates = a.rotary_cos is not None
@@ -282,7 +260,6 @@ class Call:
         p.head_dim, p.head_dim_v = self.head_dim, self.head_dim_v
         p.seqlen_k = a.cache_seqlens if isinstance(a.cache_seqlens, int) else self.capacity
         p.entry_rows = self.entry_rows
-        self.writes_begins = not self.paged
         self.append_address = ctypes.byref(p)
         if not self.appends:
             # The kernel's checks of strides are of what it moves.
@@ -295,7 +272,7 @@ class Call:
             self._prepare_rotation(a, p)
         expect_indices("rotary_seqlens", a.rotary_seqlens, (self.batch,), device)
 
-    def _prepare_append(self, a: Arguments, p: _library.AppendKvParams) -> None:
+    def _prepare_append(self, a, p: _library.AppendKvParams) -> None:
         device, varlen = self.device, a.cu_seqlens_k_new is not None
         dims = (3,) if varlen else (4,)
         for name, t, head_dim in (("k", a.k, self.head_dim), ("v", a.v, self.head_dim_v)):
@@ -319,7 +296,7 @@ class Call:
         if self.paged:
             p.page_table_stride, p.pages_per_request = self.params.page_table_stride, a.page_table.shape[1]
 
-    def _prepare_rotation(self, a: Arguments, p: _library.AppendKvParams) -> None:
+    def _prepare_rotation(self, a, p: _library.AppendKvParams) -> None:
         for name, t in (("rotary_cos", a.rotary_cos), ("rotary_sin", a.rotary_sin)):
             expect_like(name, t, (2,), a.q.dtype, self.device)
             expect_shape(name, t, a.rotary_cos.shape)
@@ -343,35 +320,28 @@ class Call:
         self.copies_q = False  # the rotated copy is without gaps
         self.params.q_row_stride, self.params.q_head_stride = self.num_heads * self.head_dim, self.head_dim
 
-    def __call__(self, a: Arguments) -> tuple[torch.Tensor, torch.Tensor | None]:
-        index = self.device.index
-        if torch.cuda.current_device() != index:
-            with torch.cuda.device(index):
-                return self(a)
-        q, p = a.q, self.params
-        out = torch.empty(self.out_shape, dtype=q.dtype, device=self.device)
+    def __call__(self, tensors: tuple, metadata: torch.Tensor | None) -> tuple:
+        if _device.current_device() != self.index:
+            with torch.cuda.device(self.index):
+                return self(tensors, metadata)
+        q, k_cache, v_cache, lengths, page_table, cu_seqlens_q, begins, *rest = tensors
+        out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
         lse = None
-        if a.want_lse:
+        if self.want_lse:
             lse = torch.empty((self.num_heads, self.total_q), dtype=torch.float32, device=self.device)
-        stream = _device.raw_stream(index)
+        stream = _device.raw_stream(self.index)
         memory = self.gpu.memory(stream)
         if self.copies_q:
             q = q.contiguous()
-        page_table = a.page_table
-        if page_table is not None and a.cache_batch_idx is not None:
-            page_table = page_table.index_select(0, a.cache_batch_idx)
-        cu_seqlens_q = a.cu_seqlens_q
+        if self.chooses_tables:
+            page_table = page_table.index_select(0, rest[4])
         if cu_seqlens_q is None:
             cu_seqlens_q = memory.steps(self.batch + 1, self.seqlen_q)
         if self.append is not None:
-            q, lengths, begins = self._append(a, q, page_table, memory, stream)
-            if not self.writes_begins:
-                begins = None
+            q, lengths, begins = self._append(tensors, q, page_table, memory, stream)
         elif not self.empty:
-            lengths = a.cache_seqlens
-            if not isinstance(lengths, torch.Tensor):
+            if lengths is None or type(lengths) is int:
                 lengths = memory.full(self.batch, self.capacity if lengths is None else lengths)
-            begins = a.cu_seqlens_k
             if begins is None and page_table is None:
                 begins = memory.steps(self.batch + 1, self.entry_rows)
         if self.empty:
@@ -380,47 +350,51 @@ class Call:
                 lse.fill_(float("-inf"))
             return out, self._shaped(lse)
         if self.doubled:
-            cu_seqlens_q, lengths, begins, page_table = _double(a.seqused_q, cu_seqlens_q, lengths, begins, page_table)
+            cu_seqlens_q, lengths, begins, page_table = _double(rest[3], cu_seqlens_q, lengths, begins, page_table)
 
-        p.q, p.k, p.v, p.out = addresses = (q.data_ptr(), a.k_cache.data_ptr(), a.v_cache.data_ptr(), out.data_ptr())
-        if (addresses[0] | addresses[1] | addresses[2]) & 15:
-            raise ValueError(f"q, {a.key_name} and {a.value_name}: expected tensors that begin at multiples of 16 bytes")
-        p.softmax_lse = _pointer(lse)
-        p.cu_seqlens_q, p.cache_seqlens = cu_seqlens_q.data_ptr(), lengths.data_ptr()
-        p.cu_seqlens_k, p.page_table = _pointer(begins), _pointer(page_table)
-        if a.scheduler_metadata is None:
-            scratch, planned = memory.scratch(self.kernel.value, self.scratch_bytes), False
+        p = self.params
+        p.q, p.k, p.v = q_at, k_at, v_at = q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()
+        if (q_at | k_at | v_at) & 15:
+            raise ValueError(f"q, {self.names[0]} and {self.names[1]}: expected tensors that begin at multiples of 16 bytes")
+        p.out, p.cu_seqlens_q, p.cache_seqlens = out.data_ptr(), cu_seqlens_q.data_ptr(), lengths.data_ptr()
+        if lse is not None:
+            p.softmax_lse = lse.data_ptr()
+        if page_table is not None:
+            p.page_table = page_table.data_ptr()
         else:
-            scratch, planned = plan_of(a.scheduler_metadata).scratch_for(self, memory, stream)
-        arguments = (self.gpu.handle, self.kernel, self.params_address, scratch.data_ptr(), scratch.numel(), stream)
-        if not planned:
-            self.library.attention_plan(*arguments)
-        self.library.attention_run(*arguments)
-        return out, self._shaped(lse)
+            p.cu_seqlens_k = begins.data_ptr()
+        if metadata is None:
+            scratch, planned = memory.scratch(self.kernel_number, self.scratch_bytes), False
+        else:
+            scratch, planned = plan_of(metadata).scratch_for(self, memory, stream)
+        queue = self.library.attention_run if planned else self.library.attention_plan_and_run
+        queue(*self.where, scratch.data_ptr(), self.scratch_bytes, stream)
+        return out, lse if lse is None else self._shaped(lse)
 
-    def _append(self, a: Arguments, q, page_table, memory: _device.Memory, stream: int) -> tuple:
+    def _append(self, tensors: tuple, q, page_table, memory: _device.Memory, stream: int) -> tuple:
         """Queues onepass_append_kv; returns the queries, lengths and beginnings that attention takes."""
+        (_, k_cache, v_cache, cache_seqlens, _, cu_seqlens_q, cu_seqlens_k, k, v) = tensors[:9]
+        (cu_seqlens_k_new, _, cache_batch_idx, cache_leftpad, rotary_cos, rotary_sin, rotary_seqlens) = tensors[9:]
         p = self.append
-        half = 4 * self.batch // 16 * 16 + 16
-        lengths = memory.scratch("lengths", 2 * half)
-        seqlens_k, begins = lengths[:half], lengths[half:]
-        p.seqlens_k_out = seqlens_k.data_ptr()
-        p.begins_out = begins.data_ptr() if self.writes_begins else None
-        if isinstance(a.cache_seqlens, torch.Tensor):
-            p.cache_seqlens = a.cache_seqlens.data_ptr()
-        p.cu_seqlens_k, p.cache_leftpad = _pointer(a.cu_seqlens_k), _pointer(a.cache_leftpad)
-        p.cache_batch_idx = None if page_table is not None else _pointer(a.cache_batch_idx)
+        lengths, begins = memory.lengths(self.batch)
+        if self.paged:
+            begins = None
+        p.seqlens_k_out, p.begins_out = lengths.data_ptr(), _pointer(begins)
+        if cache_seqlens is not None and type(cache_seqlens) is not int:
+            p.cache_seqlens = cache_seqlens.data_ptr()
+        p.cu_seqlens_k, p.cache_leftpad = _pointer(cu_seqlens_k), _pointer(cache_leftpad)
+        p.cache_batch_idx = None if self.paged else _pointer(cache_batch_idx)
         if self.appends:
-            p.k_new, p.v_new, p.cu_seqlens_new = a.k.data_ptr(), a.v.data_ptr(), _pointer(a.cu_seqlens_k_new)
-            p.k_cache, p.v_cache, p.page_table = a.k_cache.data_ptr(), a.v_cache.data_ptr(), _pointer(page_table)
+            p.k_new, p.v_new, p.cu_seqlens_new = k.data_ptr(), v.data_ptr(), _pointer(cu_seqlens_k_new)
+            p.k_cache, p.v_cache, p.page_table = k_cache.data_ptr(), v_cache.data_ptr(), _pointer(page_table)
         if self.rotates:
-            rotated = torch.empty((self.total_q, self.num_heads, self.head_dim), dtype=q.dtype, device=self.device)
-            p.q, p.q_out, p.cu_seqlens_q = q.data_ptr(), rotated.data_ptr(), _pointer(a.cu_seqlens_q)
-            p.rotary_cos, p.rotary_sin = a.rotary_cos.data_ptr(), a.rotary_sin.data_ptr()
-            p.rotary_seqlens = _pointer(a.rotary_seqlens)
+            rotated = torch.empty((self.total_q, self.num_heads, self.head_dim), dtype=self.dtype, device=self.device)
+            p.q, p.q_out, p.cu_seqlens_q = q.data_ptr(), rotated.data_ptr(), _pointer(cu_seqlens_q)
+            p.rotary_cos, p.rotary_sin = rotary_cos.data_ptr(), rotary_sin.data_ptr()
+            p.rotary_seqlens = _pointer(rotary_seqlens)
             q = rotated
         self.library.append_kv(self.gpu.handle, self.append_address, stream)
-        return q, seqlens_k, begins
+        return q, lengths, begins
 
     def _shaped(self, lse: torch.Tensor | None) -> torch.Tensor | None:
         """[num_heads, total_q], or of batches [batch, num_heads, seqlen_q]."""
@@ -433,10 +407,10 @@ def _double(seqused_q, cu_seqlens_q, lengths, begins, page_table) -> tuple:
     """Cuts each request in two: the queries that are used, and those that are not, which see no keys."""
     batch = seqused_q.shape[0]
     ends = torch.stack((cu_seqlens_q[:-1], cu_seqlens_q[:-1] + seqused_q), dim=1).flatten()
-    lengths = lengths.view(torch.int32)[:batch]
+    lengths = lengths[:batch]
     lengths = torch.stack((lengths, torch.zeros_like(lengths)), dim=1).flatten()
     if begins is not None:
-        begins = begins.view(torch.int32)[:batch].repeat_interleave(2, output_size=2 * batch)
+        begins = begins[:batch].repeat_interleave(2, output_size=2 * batch)
     if page_table is not None:
         page_table = page_table.repeat_interleave(2, dim=0, output_size=2 * batch)
     return torch.cat((ends, cu_seqlens_q[-1:])), lengths, begins, page_table

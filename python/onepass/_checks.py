@@ -8,14 +8,12 @@ DEVICE_TYPE = "cuda"  # the tests of the Python layer, which know a library for 
 DTYPES = {torch.float16: _library.FLOAT16, torch.bfloat16: _library.BFLOAT16, torch.float32: _library.FLOAT32}
 
 
-def refuse(name: str, value, why: str, unless=None) -> None:
-    if value is not unless and value != unless:
+def refuse(name: str, value, why: str) -> None:
+    if value is not None:
         raise NotImplementedError(f"{name}: {why}")
 
 
-def refuse_gradients(**tensors) -> None:
-    if not torch.is_grad_enabled():
-        return
+def refuse_gradients(tensors: dict) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(

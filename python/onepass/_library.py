@@ -104,6 +104,7 @@ class Library:
         )
         self.attention_plan = self._function("attention_plan", launch)
         self.attention_run = self._function("attention_run", launch)
+        self.attention_plan_and_run = self._function("attention_plan_and_run", launch)
         self.attention_merge = self._function("attention_merge", [c_void_p, c_void_p, c_void_p, *tail])
         self.append_kv = self._function("append_kv", [c_void_p, c_void_p, c_void_p, *tail])
         self.stream_capture_id = self._function("stream_capture_id", [c_void_p, POINTER(c_uint64), *tail])

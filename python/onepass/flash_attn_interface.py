@@ -14,7 +14,7 @@ import ctypes
 import torch
 
 from onepass import _device, _library
-from onepass._attention import Arguments, Plan, attend
+from onepass._attention import CACHE_NAMES, PLAIN_NAMES, Plan, attend
 from onepass._checks import DTYPES, expect_device, expect_like, expect_tensor, refuse, refuse_gradients
 
 __all__ = [
@@ -26,17 +26,16 @@ __all__ = [
 ]
 
 
-def _refuse_unsupported(qv, q_descale, k_descale, v_descale) -> None:
-    refuse("qv", qv, "a second query tensor, of MLA, is not supported")
-    for name, descale in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
-        refuse(name, descale, "scales belong to float8 tensors, which are not supported")
+_NONE = (None,) * 13
 
 
-def _contiguous(tensor):
-    """A tensor whose last dimension has stride 1: copied if it must be."""
-    if isinstance(tensor, torch.Tensor) and tensor.dim() > 0 and tensor.stride(-1) != 1:
-        return tensor.contiguous()
-    return tensor
+def _refuse(tensors: dict, qv, q_descale, k_descale, v_descale) -> None:
+    if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
+        refuse("qv", qv, "a second query tensor, of MLA, is not supported")
+        for name, descale in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
+            refuse(name, descale, "scales belong to float8 tensors, which are not supported")
+    if torch.is_grad_enabled():
+        refuse_gradients(tensors)
 
 
 def flash_attn_func(
@@ -60,24 +59,9 @@ def flash_attn_func(
 ):
     """Attention of q [batch, seqlen_q, heads, head_dim] over k and v [batch, seqlen_k, heads_kv, head_dim(_v)], the mask
     aligned to the bottom right. Returns out, or (out, softmax_lse) with return_attn_probs."""
-    _refuse_unsupported(qv, q_descale, k_descale, v_descale)
-    refuse_gradients(q=q, k=k, v=v)
-    out, lse = attend(
-        Arguments(
-            _contiguous(q),
-            _contiguous(k),
-            _contiguous(v),
-            softmax_scale=softmax_scale,
-            causal=causal,
-            window_size=tuple(window_size),
-            attention_chunk=attention_chunk,
-            softcap=softcap,
-            num_splits=num_splits,
-            want_lse=return_attn_probs,
-            key_name="k",
-            value_name="v",
-        )
-    )
+    _refuse({"q": q, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
+    options = (PLAIN_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, None)
+    out, lse = attend((q, k, v, *_NONE), (*options, return_attn_probs, False))
     return (out, lse) if return_attn_probs else out
 
 
@@ -109,30 +93,10 @@ def flash_attn_varlen_func(
     """The same over sequences that lie one after the other: q [total_q, heads, head_dim], sequence b in its rows
     cu_seqlens_q[b] to cu_seqlens_q[b + 1], k and v likewise. Of these, seqused_q and seqused_k [batch] say how many count;
     query rows that do not give 0. Returns out, or (out, softmax_lse [heads, total_q]) with return_attn_probs."""
-    _refuse_unsupported(qv, q_descale, k_descale, v_descale)
-    refuse_gradients(q=q, k=k, v=v)
-    out, lse = attend(
-        Arguments(
-            _contiguous(q),
-            _contiguous(k),
-            _contiguous(v),
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            seqused_q=seqused_q,
-            cache_seqlens=seqused_k,
-            max_seqlen_q=max_seqlen_q,
-            softmax_scale=softmax_scale,
-            causal=causal,
-            window_size=tuple(window_size),
-            attention_chunk=attention_chunk,
-            softcap=softcap,
-            num_splits=num_splits,
-            want_lse=return_attn_probs,
-            key_name="k",
-            value_name="v",
-            seqlens_name="seqused_k",
-        )
-    )
+    _refuse({"q": q, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
+    options = (PLAIN_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, max_seqlen_q)
+    tensors = (q, k, v, seqused_k, None, cu_seqlens_q, cu_seqlens_k, None, None, None, seqused_q)
+    out, lse = attend((*tensors, None, None, None, None, None), (*options, return_attn_probs, False))
     return (out, lse) if return_attn_probs else out
 
 
@@ -175,39 +139,14 @@ def flash_attn_with_kvcache(
     queries; what would go past the capacity is dropped. cache_batch_idx chooses entries (or rows of the page table),
     cache_leftpad hides keys at the front. Returns out, or with return_softmax_lse (out, softmax_lse, and two empty tensors where
     FlashAttention-3 has its partial results)."""
-    _refuse_unsupported(qv, q_descale, k_descale, v_descale)
-    refuse_gradients(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
-    out, lse = attend(
-        Arguments(
-            _contiguous(q),
-            k_cache,
-            v_cache,
-            _contiguous(k),
-            _contiguous(v),
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k_new=cu_seqlens_k_new,
-            cache_seqlens=cache_seqlens,
-            cache_batch_idx=cache_batch_idx,
-            cache_leftpad=cache_leftpad,
-            page_table=page_table,
-            rotary_cos=rotary_cos,
-            rotary_sin=rotary_sin,
-            rotary_seqlens=rotary_seqlens,
-            rotary_interleaved=rotary_interleaved,
-            max_seqlen_q=max_seqlen_q,
-            softmax_scale=softmax_scale,
-            causal=causal,
-            window_size=tuple(window_size),
-            attention_chunk=attention_chunk,
-            softcap=softcap,
-            num_splits=num_splits,
-            scheduler_metadata=scheduler_metadata,
-            want_lse=return_softmax_lse,
-        )
-    )
+    _refuse({"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
+    options = (CACHE_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, max_seqlen_q)
+    tensors = (q, k_cache, v_cache, cache_seqlens, page_table, cu_seqlens_q, None, k, v, cu_seqlens_k_new, None)
+    placed = (cache_batch_idx, cache_leftpad, rotary_cos, rotary_sin, rotary_seqlens)
+    out, lse = attend((*tensors, *placed), (*options, return_softmax_lse, rotary_interleaved), scheduler_metadata)
     if not return_softmax_lse:
         return out
-    return out, lse, torch.empty(0, device=q.device), torch.empty(0, device=q.device)
+    return out, lse, lse.new_empty(0), lse.new_empty(0)
 
 
 def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
@@ -224,7 +163,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
         raise ValueError(
             f"lse_partial: expected shape {list(out_partial.shape[:-1])}, found {list(lse_partial.shape)}"
         )
-    refuse_gradients(out_partial=out_partial, lse_partial=lse_partial)
+    _refuse({"out_partial": out_partial, "lse_partial": lse_partial}, None, None, None, None)
     dtype = torch.float32 if out_dtype is None else out_dtype
     if dtype not in DTYPES:
         raise ValueError(f"out_dtype: expected torch.float32, torch.float16 or torch.bfloat16, found {dtype}")

@@ -39,6 +39,10 @@ class FakeLibrary:
     def attention_plan(self, device, kernel, params, scratch, scratch_bytes, stream):
         self.plans += 1
 
+    def attention_plan_and_run(self, *arguments):
+        self.attention_plan(*arguments)
+        self.attention_run(*arguments)
+
     def attention_run(self, device, kernel, params, scratch, scratch_bytes, stream):
         p = params._obj
         dtype = TYPES[p.q_dtype]
@@ -192,7 +196,7 @@ def install() -> FakeLibrary:
     _device.raw_stream = lambda index: 0
     _device.Gpu.memory = _one_memory
     _device.Gpu.__init__ = _start_gpu
-    torch.cuda.current_device = lambda: None
+    _device.current_device = lambda: None
     torch.cuda.device = _FakeDevice
     return library
 

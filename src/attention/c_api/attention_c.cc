@@ -100,9 +100,12 @@ Status check_alignment(const AttentionParams& p) {
   return ok_status();
 }
 
-using Step = Status (*CudaAttentionKernel::*)(const AttentionParams&, const GpuInfo&, const CudaScratch&, CUstream_st*);
+struct Steps {
+  bool plan = false;
+  bool run = false;
+};
 
-Status queue(Step step, const onepass_device* device, const onepass_attention_kernel* kernel,
+Status queue(const Steps& steps, const onepass_device* device, const onepass_attention_kernel* kernel,
              const onepass_attention_params* params, void* scratch, int64_t scratch_bytes, void* stream) {
   ONEPASS_ASSIGN_OR_RETURN(const AttentionParams p, params_for(device, kernel, params));
   ONEPASS_RETURN_IF_ERROR(check_alignment(p));
@@ -114,7 +117,10 @@ Status queue(Step step, const onepass_device* device, const onepass_attention_ke
   }
   const CurrentGpu current(device->index);
   ONEPASS_RETURN_IF_ERROR(current.status());
-  return (k.*step)(p, device->gpu, {.data = scratch, .bytes = scratch_bytes}, static_cast<CUstream_st*>(stream));
+  const CudaScratch memory = {.data = scratch, .bytes = scratch_bytes};
+  auto* const to = static_cast<CUstream_st*>(stream);
+  if (steps.plan) ONEPASS_RETURN_IF_ERROR(k.plan(p, device->gpu, memory, to));
+  return steps.run ? k.run(p, device->gpu, memory, to) : ok_status();
 }
 
 Status open(int32_t index, onepass_device** device) {
@@ -248,16 +254,22 @@ onepass_status onepass_attention_scratch_bytes(const onepass_device* device, con
 onepass_status onepass_attention_plan(const onepass_device* device, const onepass_attention_kernel* kernel,
                                       const onepass_attention_params* params, void* scratch, int64_t scratch_bytes,
                                       void* stream, char* message, size_t message_size) {
-  return report(onepass::c_api::queue(&onepass::CudaAttentionKernel::plan, device, kernel, params, scratch,
-                                      scratch_bytes, stream),
-                message, message_size);
+  return report(onepass::c_api::queue({.plan = true}, device, kernel, params, scratch, scratch_bytes, stream), message,
+                message_size);
 }
 
 onepass_status onepass_attention_run(const onepass_device* device, const onepass_attention_kernel* kernel,
                                      const onepass_attention_params* params, void* scratch, int64_t scratch_bytes,
                                      void* stream, char* message, size_t message_size) {
-  return report(onepass::c_api::queue(&onepass::CudaAttentionKernel::run, device, kernel, params, scratch,
-                                      scratch_bytes, stream),
+  return report(onepass::c_api::queue({.run = true}, device, kernel, params, scratch, scratch_bytes, stream), message,
+                message_size);
+}
+
+onepass_status onepass_attention_plan_and_run(const onepass_device* device, const onepass_attention_kernel* kernel,
+                                              const onepass_attention_params* params, void* scratch,
+                                              int64_t scratch_bytes, void* stream, char* message, size_t message_size) {
+  return report(onepass::c_api::queue({.plan = true, .run = true}, device, kernel, params, scratch, scratch_bytes,
+                                      stream),
                 message, message_size);
 }
 
