@@ -24,7 +24,9 @@ def build_library() -> Path:
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DONEPASS_CUDA=ON", "-DONEPASS_BUILD_TESTS=OFF"]
     subprocess.run(["cmake", "-G", "Ninja", "-S", root, "-B", build, *options], check=True)
     subprocess.run(["cmake", "--build", build, "--target", "onepass_attention_shared"], check=True)
-    subprocess.run(["cmake", "--install", build, "--component", "attention", "--prefix", build / "prefix", "--strip"], check=True)
+    subprocess.run(
+        ["cmake", "--install", build, "--component", "attention", "--prefix", build / "prefix", "--strip"], check=True
+    )
     return next((build / "prefix").glob(f"lib*/**/{NAME}"))
 
 

@@ -1,4 +1,5 @@
-/* One decoding step of two sequences whose keys and values lie in pages of 16 tokens, compared with a loop on the processor. */
+/* One decoding step of two sequences whose keys and values lie in pages of 16 tokens, compared with a loop on the
+ * processor. */
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <onepass/attention.h>

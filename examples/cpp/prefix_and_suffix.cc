@@ -1,5 +1,5 @@
-// Attention of a prompt over a prefix and a suffix of its keys, merged, is attention over all of them: how a prefix that many
-// requests share is read once.
+// Attention of a prompt over a prefix and a suffix of its keys, merged, is attention over all of them: how a prefix
+// that many requests share is read once.
 #include <cuda_runtime_api.h>
 #include <onepass/attention.h>
 

@@ -1,9 +1,9 @@
 /* Attention over paged and contiguous KV caches on NVIDIA GPUs, in C: libonepass_attention.
  *
  * A call works in two parts. onepass_attention_plan() turns the lengths of a batch into a plan in device memory;
- * onepass_attention_run() attends by it, as often as there are layers. Both only queue work on a stream, and lengths are read
- * on the device alone: a CUDA graph that has captured them is right for any lengths that are later written to the same
- * addresses, within batch, total_q and max_seqlen_q.
+ * onepass_attention_run() attends by it, as often as there are layers. Both only queue work on a stream, and lengths
+ * are read on the device alone: a CUDA graph that has captured them is right for any lengths that are later written to
+ * the same addresses, within batch, total_q and max_seqlen_q.
  *
  *   onepass_device* device;
  *   onepass_device_open(0, &device, message, sizeof message);
@@ -15,12 +15,14 @@
  *   onepass_attention_plan(device, kernel, &params, scratch, bytes, stream, message, sizeof message);
  *   onepass_attention_run(device, kernel, &params, scratch, bytes, stream, message, sizeof message);
  *
- * Every function that can fail returns a status and, where that is not ONEPASS_OK, writes one line that names the field, what
- * was expected and what was found into the caller's `message` of `message_size` bytes (which may be null and 0). All functions
- * may be called from any thread. A GPU's handle is not changed by its use; the GPU that is current stays so.
+ * Every function that can fail returns a status and, where that is not ONEPASS_OK, writes one line that names the
+ * field, what was expected and what was found into the caller's `message` of `message_size` bytes (which may be null
+ * and 0). All functions may be called from any thread. A GPU's handle is not changed by its use; the GPU that is
+ * current stays so.
  *
  * Structs begin with struct_size, which the *_default() functions set: it tells a newer library which fields an older
- * program knows. Strides are in elements; the stride of a head's elements is 1. Pointers are device memory unless said otherwise. */
+ * program knows. Strides are in elements; the stride of a head's elements is 1. Pointers are device memory unless said
+ * otherwise. */
 #ifndef ONEPASS_ATTENTION_H_
 #define ONEPASS_ATTENTION_H_
 
@@ -81,11 +83,11 @@ ONEPASS_API onepass_status onepass_device_query(const onepass_device* device, on
 
 /* ---- Attention ----
  *
- * Query row i of a request with seqlen_q new tokens and seqlen_k keys in all has position p = seqlen_k - seqlen_q + i. Key j is
- * seen when j <= p (causal), p - window_left <= j (window_left >= 0), j <= p + window_right (window_right >= 0), and
- * j / attention_chunk == p / attention_chunk, rounded down (attention_chunk > 0). The score is softmax_scale * q.k, then
- * softcap * tanh(score / softcap) where softcap > 0, then the mask. A row that sees no key gives out = 0 and lse = -inf. What
- * lies past a request's end is never read as a number. */
+ * Query row i of a request with seqlen_q new tokens and seqlen_k keys in all has position p = seqlen_k - seqlen_q + i.
+ * Key j is seen when j <= p (causal), p - window_left <= j (window_left >= 0), j <= p + window_right (window_right >=
+ * 0), and j / attention_chunk == p / attention_chunk, rounded down (attention_chunk > 0). The score is softmax_scale *
+ * q.k, then softcap * tanh(score / softcap) where softcap > 0, then the mask. A row that sees no key gives out = 0 and
+ * lse = -inf. What lies past a request's end is never read as a number. */
 typedef struct onepass_attention_params {
   size_t struct_size;
 
@@ -94,8 +96,8 @@ typedef struct onepass_attention_params {
   int64_t q_head_stride;
 
   /* Paged (page_table given): [num_pages, page_size, num_heads_kv, head_dim]. Contiguous: [total_kv_rows, num_heads_kv,
-   * head_dim], request b begins at row cu_seqlens_k[b]. total_kv_rows: num_pages * page_size, or the rows of k; 0 when not
-   * known, which rules out the kernels that copy by tensor maps. */
+   * head_dim], request b begins at row cu_seqlens_k[b]. total_kv_rows: num_pages * page_size, or the rows of k; 0 when
+   * not known, which rules out the kernels that copy by tensor maps. */
   const void* k;
   const void* v; /* the same with head_dim_v */
   int64_t k_page_stride;
@@ -130,7 +132,7 @@ typedef struct onepass_attention_params {
   int64_t page_table_stride;
   int32_t page_size;
 
-  int32_t causal; /* 0 or 1 */
+  int32_t causal;      /* 0 or 1 */
   int32_t window_left; /* -1: no limit */
   int32_t window_right;
   int32_t attention_chunk; /* 0: none */
@@ -139,7 +141,8 @@ typedef struct onepass_attention_params {
   int32_t num_splits; /* 0: the kernel chooses, 1: never, n: at most n parts */
   const float* sinks; /* [num_heads], or null */
   int32_t split_size; /* > 0: cuts every split_size keys, so that a result does not depend on the rest of the batch */
-  int32_t batch_invariant; /* 0 or 1; with a split_size: bits do not depend on the batch or on how a prompt is chunked */
+  int32_t
+      batch_invariant; /* 0 or 1; with a split_size: bits do not depend on the batch or on how a prompt is chunked */
 } onepass_attention_params;
 
 typedef struct onepass_attention_kernel onepass_attention_kernel;
@@ -148,21 +151,22 @@ typedef struct onepass_attention_kernel onepass_attention_kernel;
 ONEPASS_API const onepass_attention_kernel* onepass_attention_kernel_at(int32_t number);
 ONEPASS_API const char* onepass_attention_kernel_name(const onepass_attention_kernel* kernel);
 
-/* The kernel called `name`, or the best that serves `params` for "auto". It depends on sizes, strides, options and on which
- * pointers are null, not on addresses or what lies there. */
-ONEPASS_API onepass_status onepass_attention_choose(const onepass_device* device, const onepass_attention_params* params,
-                                                    const char* name, const onepass_attention_kernel** kernel,
-                                                    char* message, size_t message_size);
+/* The kernel called `name`, or the best that serves `params` for "auto". It depends on sizes, strides, options and on
+ * which pointers are null, not on addresses or what lies there. */
+ONEPASS_API onepass_status onepass_attention_choose(const onepass_device* device,
+                                                    const onepass_attention_params* params, const char* name,
+                                                    const onepass_attention_kernel** kernel, char* message,
+                                                    size_t message_size);
 
-/* Device memory that plan and run need: 256-byte aligned, all zero before the first plan, then left alone; for one stream at a
- * time and one kernel, whatever the params, while there is enough of it. */
+/* Device memory that plan and run need: 256-byte aligned, all zero before the first plan, then left alone; for one
+ * stream at a time and one kernel, whatever the params, while there is enough of it. */
 ONEPASS_API onepass_status onepass_attention_scratch_bytes(const onepass_device* device,
                                                            const onepass_attention_kernel* kernel,
                                                            const onepass_attention_params* params, int64_t* bytes,
                                                            char* message, size_t message_size);
 
-/* One plan serves every run whose params differ in addresses alone (cu_seqlens_q and cache_seqlens included, while they hold
- * the same numbers). `stream` is a cudaStream_t. q, k, v and out begin at multiples of 16 bytes. */
+/* One plan serves every run whose params differ in addresses alone (cu_seqlens_q and cache_seqlens included, while they
+ * hold the same numbers). `stream` is a cudaStream_t. q, k, v and out begin at multiples of 16 bytes. */
 ONEPASS_API onepass_status onepass_attention_plan(const onepass_device* device, const onepass_attention_kernel* kernel,
                                                   const onepass_attention_params* params, void* scratch,
                                                   int64_t scratch_bytes, void* stream, char* message,
@@ -215,9 +219,10 @@ ONEPASS_API onepass_status onepass_attention_merge(const onepass_device* device,
 
 /* ---- New keys and values into the cache ----
  *
- * One kernel: request b's new keys and values go behind the cache_seqlens[b] that its cache holds, rotated on the way if
- * rotary_dim > 0, the queries are rotated into q_out, and the lengths and beginnings that attention then takes are written to
- * seqlens_k_out and begins_out. What would go past the capacity is not stored. Each of the three parts may be left out. */
+ * One kernel: request b's new keys and values go behind the cache_seqlens[b] that its cache holds, rotated on the way
+ * if rotary_dim > 0, the queries are rotated into q_out, and the lengths and beginnings that attention then takes are
+ * written to seqlens_k_out and begins_out. What would go past the capacity is not stored. Each of the three parts may
+ * be left out. */
 typedef struct onepass_append_kv_params {
   size_t struct_size;
   int32_t dtype; /* of everything: ONEPASS_FLOAT16 or ONEPASS_BFLOAT16 */
@@ -229,15 +234,17 @@ typedef struct onepass_append_kv_params {
 
   /* Keys that are there. */
   const int32_t* cache_seqlens; /* [batch], left padding included; null: from cu_seqlens_k, else seqlen_k each */
-  const int32_t* cu_seqlens_k;  /* [batch + 1], or null: request b begins at cache entry cache_batch_idx[b] (b when null) */
+  const int32_t*
+      cu_seqlens_k; /* [batch + 1], or null: request b begins at cache entry cache_batch_idx[b] (b when null) */
   const int32_t* cache_leftpad; /* [batch] unused rows at the front of each request; null: 0 */
   const int32_t* cache_batch_idx;
   int32_t seqlen_k;
-  int32_t entry_rows; /* rows from one cache entry to the next, in the numbers of begins_out */
+  int32_t entry_rows;     /* rows from one cache entry to the next, in the numbers of begins_out */
   int32_t* seqlens_k_out; /* [batch] keys without the left padding, new ones included; or null */
   int32_t* begins_out;    /* [batch] first row of each request, for onepass_attention_params.cu_seqlens_k; or null */
 
-  /* New keys and values: [batch, seqlen_new, num_heads_kv, head_dim], or [total_new, ...] with cu_seqlens_new. Null: none. */
+  /* New keys and values: [batch, seqlen_new, num_heads_kv, head_dim], or [total_new, ...] with cu_seqlens_new. Null:
+   * none. */
   const void* k_new;
   const void* v_new;
   int64_t k_new_batch_stride;
@@ -288,8 +295,8 @@ typedef struct onepass_append_kv_params {
 ONEPASS_API onepass_status onepass_append_kv(const onepass_device* device, const onepass_append_kv_params* params,
                                              void* stream, char* message, size_t message_size);
 
-/* Which capture the stream is part of; 0 when it is not being captured. For callers that keep scratch: memory that a captured
- * plan uses must come from that capture. */
+/* Which capture the stream is part of; 0 when it is not being captured. For callers that keep scratch: memory that a
+ * captured plan uses must come from that capture. */
 ONEPASS_API onepass_status onepass_stream_capture_id(void* stream, uint64_t* id, char* message, size_t message_size);
 
 /* ---- Defaults ---- */

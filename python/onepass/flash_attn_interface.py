@@ -14,8 +14,9 @@ import ctypes
 import torch
 
 from onepass import _device, _library
-from onepass._attention import CACHE_NAMES, PLAIN_NAMES, Plan, attend
+from onepass._attention import CACHE_NAMES, PLAIN_NAMES, attend
 from onepass._checks import DTYPES, expect_device, expect_like, expect_tensor, refuse, refuse_gradients
+from onepass._plan import Plan
 
 __all__ = [
     "flash_attn_combine",
@@ -94,7 +95,16 @@ def flash_attn_varlen_func(
     cu_seqlens_q[b] to cu_seqlens_q[b + 1], k and v likewise. Of these, seqused_q and seqused_k [batch] say how many count;
     query rows that do not give 0. Returns out, or (out, softmax_lse [heads, total_q]) with return_attn_probs."""
     _refuse({"q": q, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
-    options = (PLAIN_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, max_seqlen_q)
+    options = (
+        PLAIN_NAMES,
+        softmax_scale,
+        causal,
+        tuple(window_size),
+        attention_chunk,
+        softcap,
+        num_splits,
+        max_seqlen_q,
+    )
     tensors = (q, k, v, seqused_k, None, cu_seqlens_q, cu_seqlens_k, None, None, None, seqused_q)
     out, lse = attend((*tensors, None, None, None, None, None), (*options, return_attn_probs, False))
     return (out, lse) if return_attn_probs else out
@@ -140,7 +150,16 @@ def flash_attn_with_kvcache(
     cache_leftpad hides keys at the front. Returns out, or with return_softmax_lse (out, softmax_lse, and two empty tensors where
     FlashAttention-3 has its partial results)."""
     _refuse({"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
-    options = (CACHE_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, max_seqlen_q)
+    options = (
+        CACHE_NAMES,
+        softmax_scale,
+        causal,
+        tuple(window_size),
+        attention_chunk,
+        softcap,
+        num_splits,
+        max_seqlen_q,
+    )
     tensors = (q, k_cache, v_cache, cache_seqlens, page_table, cu_seqlens_q, None, k, v, cu_seqlens_k_new, None)
     placed = (cache_batch_idx, cache_leftpad, rotary_cos, rotary_sin, rotary_seqlens)
     out, lse = attend((*tensors, *placed), (*options, return_softmax_lse, rotary_interleaved), scheduler_metadata)
@@ -160,9 +179,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     expect_like("lse_partial", lse_partial, (4,), torch.float32, device)
     parts, batch, seqlen, heads, head_dim = out_partial.shape
     if lse_partial.shape != out_partial.shape[:-1]:
-        raise ValueError(
-            f"lse_partial: expected shape {list(out_partial.shape[:-1])}, found {list(lse_partial.shape)}"
-        )
+        raise ValueError(f"lse_partial: expected shape {list(out_partial.shape[:-1])}, found {list(lse_partial.shape)}")
     _refuse({"out_partial": out_partial, "lse_partial": lse_partial}, None, None, None, None)
     dtype = torch.float32 if out_dtype is None else out_dtype
     if dtype not in DTYPES:
@@ -278,5 +295,5 @@ def get_scheduler_metadata(
     library.attention_choose(gpu.handle, ctypes.byref(params), b"auto", ctypes.byref(kernel))
     library.attention_scratch_bytes(gpu.handle, kernel, ctypes.byref(params), ctypes.byref(size))
     metadata = torch.zeros(-(-size.value // 4), dtype=torch.int32, device=cache_seqlens.device)
-    metadata.onepass_plan = Plan(expected, metadata.view(torch.uint8))
+    metadata.onepass_plan = Plan(expected, kernel.value, metadata.view(torch.uint8))
     return metadata

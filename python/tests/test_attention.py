@@ -39,7 +39,9 @@ def test_batches(device, case, layout):
 
     def make(length, heads, dim):
         if layout == "heads_first":
-            return torch.randn((batch, heads, length, dim), device=device, dtype=torch.float32).to(dtype).transpose(1, 2)
+            return (
+                torch.randn((batch, heads, length, dim), device=device, dtype=torch.float32).to(dtype).transpose(1, 2)
+            )
         if layout == "packed":
             wide = torch.randn((batch, length, 2 * heads, dim), device=device, dtype=torch.float32).to(dtype)
             return wide[:, :, heads:]

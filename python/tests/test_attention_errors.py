@@ -26,15 +26,27 @@ INT = torch.int32
 CASES = [
     ({"qv": zeros(2, 3, 4, 64)}, NotImplementedError, "qv: a second query tensor"),
     ({"k_descale": zeros(2, 2, dtype=torch.float32)}, NotImplementedError, "k_descale: scales belong to float8"),
-    ({"q": zeros(2, 3, 4, 64, dtype=torch.float32)}, NotImplementedError, "q: expected torch.float16 or torch.bfloat16"),
+    (
+        {"q": zeros(2, 3, 4, 64, dtype=torch.float32)},
+        NotImplementedError,
+        "q: expected torch.float16 or torch.bfloat16",
+    ),
     ({"q": zeros(2, 3, 64)}, ValueError, "q: expected 4 dimensions, found 3"),
     ({"q": zeros(2, 3, 5, 64)}, ValueError, "k_cache: expected a number of heads that divides q's, 5, found 2"),
     ({"q": zeros(3, 3, 4, 64)}, ValueError, "k_cache: expected 3 sequences, the batch size of q, found 2"),
     ({"k_cache": zeros(2, 10, 2, 128)}, ValueError, "k_cache: expected head dimension 64, as q has, found 128"),
     ({"k_cache": zeros(2, 10, 2, 64, dtype=torch.float16)}, ValueError, "k_cache: expected torch.bfloat16, found"),
     ({"v_cache": zeros(2, 11, 2, 64)}, ValueError, r"v_cache: expected shape \[2, 10, 2, 64\], found \[2, 11, 2, 64\]"),
-    ({"v_cache": lambda d: torch.zeros((2, 10, 64, 2), device=d, dtype=BF16).transpose(2, 3)}, ValueError, "v_cache: exp"),
-    ({"cache_seqlens": zeros(2, dtype=torch.int64)}, ValueError, "cache_seqlens: expected torch.int32, found torch.int64"),
+    (
+        {"v_cache": lambda d: torch.zeros((2, 10, 64, 2), device=d, dtype=BF16).transpose(2, 3)},
+        ValueError,
+        "v_cache: exp",
+    ),
+    (
+        {"cache_seqlens": zeros(2, dtype=torch.int64)},
+        ValueError,
+        "cache_seqlens: expected torch.int32, found torch.int64",
+    ),
     ({"cache_seqlens": zeros(3, dtype=INT)}, ValueError, r"cache_seqlens: expected shape \[2\], found \[3\]"),
     ({"cache_seqlens": lambda _: 11}, ValueError, "cache_seqlens: expected 0 to 10, found 11"),
     ({"page_table": zeros(3, 4, dtype=INT)}, ValueError, "page_table: expected 2 rows, the batch size of q, found 3"),
@@ -46,7 +58,11 @@ CASES = [
     ),
     ({"cache_batch_idx": zeros(1, dtype=INT)}, ValueError, r"cache_batch_idx: expected shape \[2\], found \[1\]"),
     ({"k": zeros(2, 1, 2, 64)}, ValueError, "v: expected a tensor, as k is one"),
-    ({"k": zeros(2, 1, 2, 64), "v": zeros(2, 1, 2, 64)}, ValueError, "cache_seqlens: expected the lengths of the cache"),
+    (
+        {"k": zeros(2, 1, 2, 64), "v": zeros(2, 1, 2, 64)},
+        ValueError,
+        "cache_seqlens: expected the lengths of the cache",
+    ),
     (
         {"k": zeros(2, 1, 3, 64), "v": zeros(2, 1, 3, 64), "cache_seqlens": zeros(2, dtype=INT)},
         ValueError,
@@ -146,6 +162,7 @@ ARGUMENTS = {
 def test_arguments(name):
     parameters = inspect.signature(getattr(interface, name)).parameters.values()
     found = [
-        p.name if p.default is inspect.Parameter.empty else f"{p.name}={p.default!r}".replace(" ", "") for p in parameters
+        p.name if p.default is inspect.Parameter.empty else f"{p.name}={p.default!r}".replace(" ", "")
+        for p in parameters
     ]
     assert found == ARGUMENTS[name].split()

@@ -256,9 +256,7 @@ def test_metadata(device):
     assert metadata.dtype == torch.int32 and metadata.device == cache.seqlens.device
     for _ in range(3):
         q = torch.randn((len(LENGTHS), 1, 8, 128), device=device).to(BF16)
-        out = flash_attn_with_kvcache(
-            q, cache.k, cache.v, causal=True, scheduler_metadata=metadata, **cache.options()
-        )
+        out = flash_attn_with_kvcache(q, cache.k, cache.v, causal=True, scheduler_metadata=metadata, **cache.options())
         for b in range(len(LENGTHS)):
             check(out[b], None, q[b], *cache.keys[b], causal=True)
     q = torch.randn((len(LENGTHS), 1, 4, 128), device=device).to(BF16)

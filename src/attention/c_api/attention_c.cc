@@ -48,7 +48,8 @@ onepass_status report(const Status& status, char* message, size_t message_size) 
   return code_of(status);
 }
 
-Status expect_address(const void* pointer, std::string_view name) {
+template <typename T>
+Status expect_address(const T* pointer, std::string_view name) {
   return pointer != nullptr ? ok_status() : invalid_argument(name, ": expected an address, found null");
 }
 
@@ -94,7 +95,8 @@ StatusOr<AttentionParams> params_for(const onepass_device* device, const onepass
 Status check_alignment(const AttentionParams& p) {
   for (const void* address : {p.q, p.k, p.v, static_cast<const void*>(p.out)}) {
     if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
-      return invalid_argument("attention: q, k, v and out: expected multiples of 16 bytes, found an address that is not");
+      return invalid_argument(
+          "attention: q, k, v and out: expected multiples of 16 bytes, found an address that is not");
     }
   }
   return ok_status();
@@ -190,8 +192,8 @@ Status capture_id(void* stream, uint64_t* id) {
   *id = 0;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   unsigned long long number = 0;
-  ONEPASS_RETURN_IF_ERROR(cuda_status(
-      cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capturing, &number), "cudaStreamGetCaptureInfo"));
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capturing, &number),
+                                      "cudaStreamGetCaptureInfo"));
   if (capturing != cudaStreamCaptureStatusNone) *id = number;
   return ok_status();
 }
@@ -268,9 +270,9 @@ onepass_status onepass_attention_run(const onepass_device* device, const onepass
 onepass_status onepass_attention_plan_and_run(const onepass_device* device, const onepass_attention_kernel* kernel,
                                               const onepass_attention_params* params, void* scratch,
                                               int64_t scratch_bytes, void* stream, char* message, size_t message_size) {
-  return report(onepass::c_api::queue({.plan = true, .run = true}, device, kernel, params, scratch, scratch_bytes,
-                                      stream),
-                message, message_size);
+  return report(
+      onepass::c_api::queue({.plan = true, .run = true}, device, kernel, params, scratch, scratch_bytes, stream),
+      message, message_size);
 }
 
 onepass_status onepass_attention_merge(const onepass_device* device, const onepass_merge_params* params, void* stream,

@@ -1,6 +1,7 @@
 // A Status can carry payloads, in Cords, and Debian's archive of Cord cannot go into a shared library: its thread-local
-// variables are compiled for programs alone. No Status here has a payload, so what Status asks of Cord is never called; these
-// definitions keep the archive out. An Abseil whose Status asks for more is found at link time (-Wl,--no-undefined).
+// variables are compiled for programs alone. No Status here has a payload, so what Status asks of Cord is never called;
+// these definitions keep the archive out. An Abseil whose Status asks for more is found at link time
+// (-Wl,--no-undefined).
 #include <cstdlib>
 
 #include "absl/strings/cord.h"

@@ -1,5 +1,5 @@
-// A block of threads for each new token and each query, and one for the lengths. A thread moves pieces of 8 elements: one,
-// or the two that a rotation of halves mixes.
+// A block of threads for each new token and each query, and one for the lengths. A thread moves pieces of 8 elements:
+// one, or the two that a rotation of halves mixes.
 #include "kernels/cuda/append_kv.h"
 
 #include <cuda_bf16.h>
@@ -131,8 +131,8 @@ __device__ void move_query(const AppendKvParams& p, int row) {
   const int first = p.rotary_seqlens != nullptr ? p.rotary_seqlens[place.request] : keys_held(p, place.request);
   const int position = first + (p.rotate_queries_by_row ? place.row : 0);
   const T* from = static_cast<const T*>(p.q);
-  from += p.cu_seqlens_q != nullptr ? row * p.q_row_stride
-                                    : place.request * p.q_batch_stride + place.row * p.q_row_stride;
+  from +=
+      p.cu_seqlens_q != nullptr ? row * p.q_row_stride : place.request * p.q_batch_stride + place.row * p.q_row_stride;
   T* const to = static_cast<T*>(p.q_out) + int64_t{row} * p.num_heads * p.head_dim;
   const int items = items_of_head(p);
   for (int i = threadIdx.x; i < p.num_heads * items; i += kThreads) {
@@ -157,12 +157,12 @@ __device__ void move_key_and_value(const AppendKvParams& p, int row) {
   }
   const int64_t page_row = slot % p.page_size;
   const bool whole = p.cu_seqlens_new != nullptr;
-  const T* const k_from = static_cast<const T*>(p.k_new) +
-                          (whole ? row * p.k_new_row_stride
-                                 : place.request * p.k_new_batch_stride + place.row * p.k_new_row_stride);
-  const T* const v_from = static_cast<const T*>(p.v_new) +
-                          (whole ? row * p.v_new_row_stride
-                                 : place.request * p.v_new_batch_stride + place.row * p.v_new_row_stride);
+  const T* const k_from =
+      static_cast<const T*>(p.k_new) +
+      (whole ? row * p.k_new_row_stride : place.request * p.k_new_batch_stride + place.row * p.k_new_row_stride);
+  const T* const v_from =
+      static_cast<const T*>(p.v_new) +
+      (whole ? row * p.v_new_row_stride : place.request * p.v_new_batch_stride + place.row * p.v_new_row_stride);
   T* const k_to = static_cast<T*>(p.k_cache) + page * p.k_page_stride + page_row * p.k_row_stride;
   T* const v_to = static_cast<T*>(p.v_cache) + page * p.v_page_stride + page_row * p.v_row_stride;
   const int items = items_of_head(p), pieces = p.head_dim_v / kPiece;
@@ -218,10 +218,10 @@ Status check(const AppendKvParams& p) {
   if (p.rotary_dim > 0 && (p.rotary_cos == nullptr || p.rotary_sin == nullptr)) {
     return invalid_argument("append_kv: rotary_cos and rotary_sin: expected addresses, found a null one");
   }
-  for (int64_t n :
-       {p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride, p.v_new_batch_stride, p.v_new_row_stride,
-        p.v_new_head_stride, p.k_page_stride, p.k_row_stride, p.k_head_stride, p.v_page_stride, p.v_row_stride,
-        p.v_head_stride, p.q_batch_stride, p.q_row_stride, p.q_head_stride, int64_t{p.head_dim}, int64_t{p.head_dim_v}}) {
+  for (int64_t n : {p.k_new_batch_stride, p.k_new_row_stride, p.k_new_head_stride, p.v_new_batch_stride,
+                    p.v_new_row_stride, p.v_new_head_stride, p.k_page_stride, p.k_row_stride, p.k_head_stride,
+                    p.v_page_stride, p.v_row_stride, p.v_head_stride, p.q_batch_stride, p.q_row_stride, p.q_head_stride,
+                    int64_t{p.head_dim}, int64_t{p.head_dim_v}}) {
     if (n % kPiece != 0) {
       return invalid_argument("append_kv: head_dim, head_dim_v and strides: expected multiples of 8, found ", n);
     }

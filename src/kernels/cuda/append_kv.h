@@ -1,5 +1,5 @@
-// New keys and values into a KV cache behind those that it holds, as flash_attn_with_kvcache takes them: with rotation by
-// tables, for the queries too. Where each goes is computed on the device, from the lengths there.
+// New keys and values into a KV cache behind those that it holds, as flash_attn_with_kvcache takes them: with rotation
+// by tables, for the queries too. Where each goes is computed on the device, from the lengths there.
 #pragma once
 
 #include <cstdint>
@@ -68,8 +68,8 @@ struct AppendKvParams {
   int rotary_dim = 0;  // a multiple of 16; 0: no rotation
   bool rotary_interleaved = false;
 
-  // [batch, seqlen_q, num_heads, head_dim], or [total_q, num_heads, head_dim] with cu_seqlens_q. Query i is rotated like
-  // new key i, or, unless rotate_queries_by_row, like new key 0.
+  // [batch, seqlen_q, num_heads, head_dim], or [total_q, num_heads, head_dim] with cu_seqlens_q. Query i is rotated
+  // like new key i, or, unless rotate_queries_by_row, like new key 0.
   bool rotate_queries_by_row = false;
   const void* q = nullptr;
   void* q_out = nullptr;  // [total_q, num_heads, head_dim], contiguous
