@@ -1,6 +1,4 @@
 // The C functions of onepass/attention.h over the C++ ones: structs are translated, statuses become numbers and lines.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -10,7 +8,7 @@
 #include "attention/cuda/merge.h"
 #include "kernels/cuda/append_kv.h"
 #include "onepass/attention.h"
-#include "tensor/cuda/cuda_status.h"
+#include "tensor/cuda/gpu_context.h"
 #include "tensor/cuda_info.h"
 
 struct onepass_device {
@@ -52,27 +50,6 @@ template <typename T>
 Status expect_address(const T* pointer, std::string_view name) {
   return pointer != nullptr ? ok_status() : invalid_argument(name, ": expected an address, found null");
 }
-
-// Makes a GPU current while it lives.
-class CurrentGpu {
- public:
-  explicit CurrentGpu(int index) : index_(index) {
-    status_ = cuda_status(cudaGetDevice(&before_), "cudaGetDevice");
-    if (status_.ok() && before_ != index_) status_ = cuda_status(cudaSetDevice(index_), "cudaSetDevice");
-  }
-  ~CurrentGpu() {
-    if (before_ >= 0 && before_ != index_) cudaSetDevice(before_);
-  }
-  CurrentGpu(const CurrentGpu&) = delete;
-  CurrentGpu& operator=(const CurrentGpu&) = delete;
-
-  const Status& status() const { return status_; }
-
- private:
-  int index_;
-  int before_ = -1;
-  Status status_;
-};
 
 const CudaAttentionKernel* kernel_of(const onepass_attention_kernel* kernel) {
   return reinterpret_cast<const CudaAttentionKernel*>(kernel);
@@ -187,14 +164,9 @@ Status append_kv(const onepass_device* device, const onepass_append_kv_params* p
   return run_append_kv(p, static_cast<CUstream_st*>(stream));
 }
 
-Status capture_id(void* stream, uint64_t* id) {
+Status find_capture(void* stream, uint64_t* id) {
   ONEPASS_RETURN_IF_ERROR(expect_address(id, "id"));
-  *id = 0;
-  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  unsigned long long number = 0;
-  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capturing, &number),
-                                      "cudaStreamGetCaptureInfo"));
-  if (capturing != cudaStreamCaptureStatusNone) *id = number;
+  ONEPASS_ASSIGN_OR_RETURN(*id, capture_id(static_cast<CUstream_st*>(stream)));
   return ok_status();
 }
 
@@ -286,7 +258,7 @@ onepass_status onepass_append_kv(const onepass_device* device, const onepass_app
 }
 
 onepass_status onepass_stream_capture_id(void* stream, uint64_t* id, char* message, size_t message_size) {
-  return report(onepass::c_api::capture_id(stream, id), message, message_size);
+  return report(onepass::c_api::find_capture(stream, id), message, message_size);
 }
 
 }  // extern "C"
