@@ -80,6 +80,11 @@ class Call:
         p.window_left, p.window_right = (max(-1, int(w)) for w in a.window_size)
         p.attention_chunk, p.softcap, p.num_splits = a.attention_chunk, a.softcap, max(0, a.num_splits)
         self.out_shape = (*q.shape[:-1], self.head_dim_v)
+        self.out_like_q = self.out_shape == tuple(q.shape) and q.is_contiguous()
+        # The kernels' [num_heads, total_q], or what callers expect where that lies in memory the same way.
+        one_sequence = self.batch == 1 and not self.varlen_q
+        self.lse_shape = (1, self.num_heads, self.total_q) if one_sequence else (self.num_heads, self.total_q)
+        self.lse_is_shaped = one_sequence or self.varlen_q
         self.doubled = a.seqused_q is not None
         if self.doubled:
             expect_indices("seqused_q", a.seqused_q, (self.batch,), self.device)
@@ -278,10 +283,13 @@ class Call:
             with torch.cuda.device(self.index):
                 return self(tensors, metadata)
         q, k_cache, v_cache, lengths, page_table, cu_seqlens_q, begins, *rest = tensors
-        out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
+        if self.out_like_q:
+            out = torch.empty_like(q)  # half the time of the other
+        else:
+            out = torch.empty(self.out_shape, dtype=self.dtype, device=self.device)
         lse = None
         if self.want_lse:
-            lse = torch.empty((self.num_heads, self.total_q), dtype=torch.float32, device=self.device)
+            lse = torch.empty(self.lse_shape, dtype=torch.float32, device=self.device)
         stream = _device.raw_stream(self.index)
         memory = self.gpu.memory(stream)
         if self.copies_q:
@@ -324,7 +332,7 @@ class Call:
             scratch, planned = plan_of(metadata).scratch_for(self, memory, stream)
         queue = self.library.attention_run if planned else self.library.attention_plan_and_run
         queue(*self.where, scratch.data_ptr(), self.scratch_bytes, stream)
-        return out, lse if lse is None else self._shaped(lse)
+        return out, self._shaped(lse)
 
     def _append(self, tensors: tuple, q, page_table, memory: _device.Memory, stream: int) -> tuple:
         """Queues onepass_append_kv; returns the queries, lengths and beginnings that attention takes."""
@@ -353,7 +361,7 @@ class Call:
 
     def _shaped(self, lse: torch.Tensor | None) -> torch.Tensor | None:
         """[num_heads, total_q], or of batches [batch, num_heads, seqlen_q]."""
-        if lse is None or self.varlen_q:
+        if lse is None or self.lse_is_shaped:
             return lse
         return lse.view(self.num_heads, self.batch, self.seqlen_q).transpose(0, 1).contiguous()
 

@@ -13,7 +13,7 @@ def refuse(name: str, value, why: str) -> None:
         raise NotImplementedError(f"{name}: {why}")
 
 
-def refuse_gradients(tensors: dict) -> None:
+def refuse_gradients(**tensors) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(

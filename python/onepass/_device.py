@@ -112,6 +112,7 @@ class _Thread(threading.local):
     def __init__(self):
         self.gpus = {}
         self.calls = Calls()
+        self.nothing = {}
 
 
 _thread = _Thread()
@@ -134,3 +135,11 @@ def gpu(index: int) -> Gpu:
 
 def calls() -> Calls:
     return _thread.calls
+
+
+def nothing(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors without elements."""
+    found = _thread.nothing.get(device)
+    if found is None:
+        found = _thread.nothing[device] = (torch.empty(0, device=device), torch.empty(0, device=device))
+    return found

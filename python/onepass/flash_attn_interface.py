@@ -30,13 +30,10 @@ __all__ = [
 _NONE = (None,) * 13
 
 
-def _refuse(tensors: dict, qv, q_descale, k_descale, v_descale) -> None:
-    if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
-        refuse("qv", qv, "a second query tensor, of MLA, is not supported")
-        for name, descale in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
-            refuse(name, descale, "scales belong to float8 tensors, which are not supported")
-    if torch.is_grad_enabled():
-        refuse_gradients(tensors)
+def _refuse(qv, q_descale, k_descale, v_descale) -> None:
+    refuse("qv", qv, "a second query tensor, of MLA, is not supported")
+    for name, descale in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
+        refuse(name, descale, "scales belong to float8 tensors, which are not supported")
 
 
 def flash_attn_func(
@@ -60,7 +57,9 @@ def flash_attn_func(
 ):
     """Attention of q [batch, seqlen_q, heads, head_dim] over k and v [batch, seqlen_k, heads_kv, head_dim(_v)], the mask
     aligned to the bottom right. Returns out, or (out, softmax_lse) with return_attn_probs."""
-    _refuse({"q": q, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
+    _refuse(qv, q_descale, k_descale, v_descale)
+    if torch.is_grad_enabled():
+        refuse_gradients(q=q, k=k, v=v)
     options = (PLAIN_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, None)
     out, lse = attend((q, k, v, *_NONE), (*options, return_attn_probs, False))
     return (out, lse) if return_attn_probs else out
@@ -94,7 +93,9 @@ def flash_attn_varlen_func(
     """The same over sequences that lie one after the other: q [total_q, heads, head_dim], sequence b in its rows
     cu_seqlens_q[b] to cu_seqlens_q[b + 1], k and v likewise. Of these, seqused_q and seqused_k [batch] say how many count;
     query rows that do not give 0. Returns out, or (out, softmax_lse [heads, total_q]) with return_attn_probs."""
-    _refuse({"q": q, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
+    _refuse(qv, q_descale, k_descale, v_descale)
+    if torch.is_grad_enabled():
+        refuse_gradients(q=q, k=k, v=v)
     options = (
         PLAIN_NAMES,
         softmax_scale,
@@ -149,7 +150,9 @@ def flash_attn_with_kvcache(
     queries; what would go past the capacity is dropped. cache_batch_idx chooses entries (or rows of the page table),
     cache_leftpad hides keys at the front. Returns out, or with return_softmax_lse (out, softmax_lse, and two empty tensors where
     FlashAttention-3 has its partial results)."""
-    _refuse({"q": q, "k_cache": k_cache, "v_cache": v_cache, "k": k, "v": v}, qv, q_descale, k_descale, v_descale)
+    _refuse(qv, q_descale, k_descale, v_descale)
+    if torch.is_grad_enabled():
+        refuse_gradients(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
     options = (
         CACHE_NAMES,
         softmax_scale,
@@ -165,7 +168,7 @@ def flash_attn_with_kvcache(
     out, lse = attend((*tensors, *placed), (*options, return_softmax_lse, rotary_interleaved), scheduler_metadata)
     if not return_softmax_lse:
         return out
-    return out, lse, lse.new_empty(0), lse.new_empty(0)
+    return out, lse, *_device.nothing(lse.device)
 
 
 def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
@@ -180,7 +183,8 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     parts, batch, seqlen, heads, head_dim = out_partial.shape
     if lse_partial.shape != out_partial.shape[:-1]:
         raise ValueError(f"lse_partial: expected shape {list(out_partial.shape[:-1])}, found {list(lse_partial.shape)}")
-    _refuse({"out_partial": out_partial, "lse_partial": lse_partial}, None, None, None, None)
+    if torch.is_grad_enabled():
+        refuse_gradients(out_partial=out_partial, lse_partial=lse_partial)
     dtype = torch.float32 if out_dtype is None else out_dtype
     if dtype not in DTYPES:
         raise ValueError(f"out_dtype: expected torch.float32, torch.float16 or torch.bfloat16, found {dtype}")
