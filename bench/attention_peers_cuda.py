@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 
 import attention_anchors
 import torch
@@ -25,7 +26,7 @@ MAX_RUNS = 2048
 
 
 def onepass(args) -> dict:
-    command = [args.onepass, "bench", "attention", "--device", "cuda", "--dtype", args.dtype, "--json"]
+    command = [args.onepass.resolve(), "bench", "attention", "--device", "cuda", "--dtype", args.dtype, "--json"]
     command += ["--workload", args.workload, "--kernel", args.kernel, "--seconds", args.seconds]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
@@ -91,6 +92,8 @@ def sdpa_calls(shape: dict, inputs: Inputs, backend: SDPBackend) -> list:
     if shape["causal"] and square:
         options["is_causal"] = True
     elif shape["causal"] and shape["seqlen_q"] > 1:
+        if backend == SDPBackend.CUDNN_ATTENTION:
+            raise ValueError("PyTorch gives cuDNN this mask as numbers in memory")
         options["attn_mask"] = causal_lower_right(shape["seqlen_q"], shape["seqlen_k"])
 
     def call(q, k, v):
@@ -153,6 +156,7 @@ def rate(shape: dict, microseconds: float) -> float:
 def main(args) -> None:
     if not torch.cuda.is_available():
         sys.exit("bench/attention_peers.py: --device cuda: PyTorch finds no GPU")
+    warnings.filterwarnings("ignore", message=".*", category=UserWarning)  # why a backend does not take a shape
     dtype = getattr(torch, args.dtype)
     ours, theirs = [], []
     for _ in range(args.rounds):

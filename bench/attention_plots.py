@@ -80,7 +80,7 @@ def roofline(report: dict) -> Panel:
     ridge = gemm / copy
     panel.line([(1, copy), (ridge, gemm), (16384, gemm)], INK)
     panel.text(*[a - 6 for a in panel.at(16384, gemm)], f"GEMM {gemm:.0f} TFLOP/s", "end")
-    x, y = panel.at(8, 8 * copy)
+    x, y = panel.at(48, 48 * copy)
     panel.text(x - 8, y - 8, f"copy {copy * 1e3:.0f} GB/s", "end")
     for shape in report["shapes"]:
         rate = shape["flop"] / shape["us"] * 1e-6

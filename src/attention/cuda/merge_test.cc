@@ -147,7 +147,7 @@ TEST_F(CudaMergeTest, AgreesWithTheReference) {
   }
 }
 
-TEST_F(CudaMergeTest, NamesWhatIsWrong) {
+TEST(CudaMerge, NamesWhatIsWrong) {
   float number = 0.0f;
   MergeParams params{.num_stacks = 1, .out = &number, .rows = 1, .num_heads = 1, .head_dim_v = 6};
   EXPECT_EQ(merge_attention_parts(params, nullptr).message(), "merge: head_dim_v: expected a multiple of 4, found 6");

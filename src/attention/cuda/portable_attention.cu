@@ -100,6 +100,9 @@ struct Layout {
   const KernelSet* set = nullptr;
 };
 
+// Beyond any position (2^30 keys of the smallest head take 256 GB), so that sums of positions stay within 32 bits.
+constexpr int kUnlimited = 1 << 30;
+
 Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   Layout layout;
   layout.set = kernel_set(p);
@@ -126,6 +129,7 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         .num_heads_kv = p.num_heads_kv,
         .group = portable::fast_divide(p.num_heads / p.num_heads_kv),
         .page_size = portable::fast_divide(p.page_table != nullptr ? p.page_size : 0x7fffffff),
+        .rows_together = (p.page_table == nullptr || p.page_size % 16 == 0) && p.split_size % 16 == 0,
         .cu_seqlens_q = p.cu_seqlens_q,
         .cache_seqlens = p.cache_seqlens,
         .cu_seqlens_k = p.cu_seqlens_k,
@@ -134,9 +138,9 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         .softmax_scale = p.softmax_scale,
         .softcap = p.softcap,
         .causal = p.causal,
-        .window_left = p.window_left,
-        .window_right = p.window_right,
-        .attention_chunk = p.attention_chunk,
+        .window_left = std::min(p.window_left, kUnlimited),
+        .window_right = std::min(p.window_right, kUnlimited),
+        .attention_chunk = std::min(p.attention_chunk, kUnlimited),
         .sinks = p.sinks,
         .q_descale = p.q_descale,
         .k_descale = p.k_descale,
@@ -147,6 +151,7 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   const int64_t group = p.num_heads / p.num_heads_kv;
   to.tile_rows = layout.decode ? layout.set->decode_rows : layout.set->prefill_rows;
   to.slots = portable::kBlocksPerSm * gpu.multiprocessors;
+  to.l2_keys = static_cast<int>(gpu.l2_cache_bytes / 2 / (2 * (p.head_dim + p.head_dim_v)));
   // Parts: of decode 4 items for each thread block, of prefill, whose results are larger, 2.
   to.max_part_units =
       p.num_splits == 1 && p.split_size == 0 ? 0 : std::max(1, (layout.decode ? 4 : 2) * to.slots / p.num_heads_kv);
@@ -161,9 +166,10 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   };
   take(to.header, 1);
   take(to.arrivals, parts);
-  take(to.units, units);
+  take(to.items, units * p.num_heads_kv);
   take(to.tile_begin, p.batch + 1);
   take(to.tile_units, tiles + 1);
+  take(to.tile_parts, tiles);
   take(to.partial_lse, parts * to.tile_rows);
   take(to.partial_out, parts * to.tile_rows * p.head_dim_v);
   take(to.fold_state, p.split_size > 0 ? int64_t{to.slots} * layout.set->fold_floats : 0);

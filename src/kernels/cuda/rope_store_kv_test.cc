@@ -185,7 +185,7 @@ TEST_F(RopeStoreKvTest, AgreesWithTheCpu) {
   }
 }
 
-TEST_F(RopeStoreKvTest, NamesWhatIsWrong) {
+TEST(RopeStoreKv, NamesWhatIsWrong) {
   RopeStoreKvParams params{.num_heads_kv = 1, .head_dim = 8, .head_dim_v = 8, .rotary_dim = 3, .page_size = 1};
   EXPECT_EQ(run_rope_store_kv(params, nullptr).message(),
             "rope_store_kv: rotary_dim: expected an even number from 0 to head_dim = 8, found 3");

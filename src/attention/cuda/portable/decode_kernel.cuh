@@ -6,7 +6,7 @@
 #pragma once
 
 #include "attention/cuda/portable/results.cuh"
-#include "attention/cuda/portable/shared_rows.cuh"
+#include "attention/cuda/portable/row_loader.cuh"
 
 namespace onepass::portable {
 
@@ -22,10 +22,16 @@ struct DecodeTile {
   static_assert(kStages >= 1);
   static_assert(kWarpBytes >= kRows * kDimV * 4, "the warp's output takes the place of its stages");
   static_assert(kStageBytes % 256 == 0);
+  // Q's fragments lie in registers, or, where the output takes half of those, in shared memory, the same for all warps.
+  static constexpr bool kSharedQueries = kDim > 192;
   struct Control {
+    uint4 queries[kSharedQueries ? kDim / 16 : 1][32];
     float max[kWarps][kRows];  // logarithms to base 2
     float sum[kWarps][kRows];
-    int next;
+    // As in the prefill kernel.
+    WorkItem items[3];
+    int numbers[3];  // of the item after each
+    int count;       // of all items
     int last;
   };
   static constexpr int kSharedBytes = kWarps * kWarpBytes + sizeof(Control);
@@ -37,18 +43,22 @@ struct DecodeTile {
 template <typename T, int kDim, int kDimV>
 class DecodeWarp {
   using Tile = DecodeTile<kDim, kDimV>;
-  using KeyRows = SharedRows<kDim>;
-  using ValueRows = SharedRows<kDimV>;
+  using RowsK = SharedRows<kDim>;
+  using RowsV = SharedRows<kDimV>;
 
  public:
-  __device__ DecodeWarp(const KernelParams& p, const WorkItem& item, char* shared)
+  __device__ DecodeWarp(const KernelParams& p, const WorkItem& item, char* shared, typename Tile::Control& control)
       : p_(p),
         item_(item),
+        memory_(p, item),
+        scale_(p, item.request, item.head_kv),
+        control_(control),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         shared_(shared_address(shared) + warp_ * Tile::kWarpBytes) {}
 
   __device__ void load_queries() {
+    if (Tile::kSharedQueries && warp_ != 0) return;
     const int g = lane_ / 4, t = lane_ % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -59,15 +69,22 @@ class DecodeWarp {
           static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride);
 #pragma unroll
       for (int k = 0; k < kDim / 16; ++k) {
-        q_[k][half] = real ? q[8 * k + t] : 0;
-        q_[k][half + 2] = real ? q[8 * k + t + 4] : 0;
+        const uint32_t near = real ? q[8 * k + t] : 0, far = real ? q[8 * k + t + 4] : 0;
+        if constexpr (Tile::kSharedQueries) {
+          uint32_t* const fragment = &control_.queries[k][lane_].x;
+          fragment[half] = near;
+          fragment[half + 2] = far;
+        } else {
+          q_[k][half] = near;
+          q_[k][half + 2] = far;
+        }
       }
     }
   }
 
   // Attends to `keys`, which lie in one split. The split begins at key `origin`: blocks are counted from there, so that
   // their edges do not depend on what else is in the tile.
-  __device__ void attend(const KeyRange& keys, int origin, const ScoreScale& scale) {
+  __device__ void attend(const KeyRange& keys, int origin) {
     const int first = origin + (keys.begin - origin) / kBlockKeys * kBlockKeys + 16 * warp_;
     const int blocks = keys.end > keys.begin ? (keys.end - first + 16 * warp_ + kBlockKeys - 1) / kBlockKeys : 0;
     max_[0] = max_[1] = minus_infinity();
@@ -76,49 +93,49 @@ class DecodeWarp {
     for (int n = 0; n < kDimV / 8; ++n) out_[n][0] = out_[n][1] = out_[n][2] = out_[n][3] = 0.0f;
     if (blocks == 0) return;
 
-    const KeyRange first_row = item_.visible(p_, 0), last_row = item_.visible(p_, item_.rows - 1);
+    const KeyRange first_row = visible_keys(p_, item_, 0), last_row = visible_keys(p_, item_, item_.rows - 1);
     const KeyRange all_see{max(keys.begin, last_row.begin), min(keys.end, first_row.end)};
-    visible_[0] = item_.visible(p_, min(lane_ / 4, item_.rows - 1));
-    visible_[1] = item_.visible(p_, min(lane_ / 4 + 8, item_.rows - 1));
+    visible_[0] = visible_keys(p_, item_, min(lane_ / 4, item_.rows - 1));
+    visible_[1] = visible_keys(p_, item_, min(lane_ / 4 + 8, item_.rows - 1));
 
-    RowPlace place;  // of the block to be loaded next
-    place.find(p_, item_.page_table, first + lane_ % 16, keys);
+    KeyRows rows;  // of the block to be loaded next
+    rows.find(p_, memory_.page_table, first, keys, lane_);
 #pragma unroll
     for (int s = 0; s < Tile::kStages; ++s) {
-      const RowPlace now = place;
-      place.find(p_, item_.page_table, first + (s + 1) * kBlockKeys + lane_ % 16, keys);
-      if (s < blocks) load_keys(s, now);
+      const KeyRows now = rows;
+      rows.find(p_, memory_.page_table, first + (s + 1) * kBlockKeys, keys, lane_);
+      if (s < blocks) load_keys(s, now, keys);
       cp_async_commit();
-      if (s < blocks) load_values(s, now);
+      if (s < blocks) load_values(s, now, keys);
       cp_async_commit();
     }
     int stage = 0;
     for (int i = 0; i < blocks; ++i) {
       const int key = first + i * kBlockKeys;
-      const RowPlace now = place;
+      const KeyRows now = rows;
       const bool more = i + Tile::kStages < blocks;
-      if (more) place.find(p_, item_.page_table, key + (Tile::kStages + 1) * kBlockKeys + lane_ % 16, keys);
+      if (more) rows.find(p_, memory_.page_table, key + (Tile::kStages + 1) * kBlockKeys, keys, lane_);
 
       wait();
       multiply_keys(stage);
       __syncwarp();
-      if (more) load_keys(stage, now);
+      if (more) load_keys(stage, now, keys);
       cp_async_commit();
-      if (scale.transformed) transform(scale);
+      if (scale_.transformed) transform(scale_);
       if (key < all_see.begin || key + 16 > all_see.end) mask(key, keys);
-      softmax(scale.scale);
+      softmax(scale_.scale);
       wait();
       multiply_values(stage);
       __syncwarp();
-      if (more) load_values(stage, now);
+      if (more) load_values(stage, now, keys);
       cp_async_commit();
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
     }
   }
 
   // Leaves the output in the warp's shared memory, where its stages were, [16, kDimV] floats, and the rows' maxima and
-  // sums in `control`.
-  __device__ void publish(char* shared, typename Tile::Control& control, float scale) {
+  // sums in `control_`.
+  __device__ void publish(char* shared) {
     const int g = lane_ / 4, t = lane_ % 4;
     float* const out = reinterpret_cast<float*>(shared + warp_ * Tile::kWarpBytes);
 #pragma unroll
@@ -128,8 +145,8 @@ class DecodeWarp {
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       const int row = g + 8 * half;
       if (t == 0) {
-        control.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * scale;
-        control.sum[warp_][row] = sum;
+        control_.max[warp_][row] = max_[half] == minus_infinity() ? minus_infinity() : max_[half] * scale_.scale;
+        control_.sum[warp_][row] = sum;
       }
       if (row >= item_.rows) continue;
 #pragma unroll
@@ -146,27 +163,33 @@ class DecodeWarp {
     __syncwarp();
   }
 
-  __device__ void load_keys(int stage, const RowPlace& place) {
-    load_16_rows<kDim>(shared_ + stage * Tile::kStageBytes, item_.k, place.offset(p_.k_page_stride, p_.k_row_stride),
-                       lane_);
+  __device__ void load_keys(int stage, const KeyRows& rows, const KeyRange& keys) {
+    rows.load<kDim>(shared_ + stage * Tile::kStageBytes, memory_.k, p_.k_page_stride, p_.k_row_stride, p_, keys, lane_);
   }
-  __device__ void load_values(int stage, const RowPlace& place) {
-    load_16_rows<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, item_.v,
-                        place.offset(p_.v_page_stride, p_.v_row_stride), lane_);
+  __device__ void load_values(int stage, const KeyRows& rows, const KeyRange& keys) {
+    rows.load<kDimV>(shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes, memory_.v, p_.v_page_stride,
+                     p_.v_row_stride, p_, keys, lane_);
   }
 
   // scores = Q K^T of the 16 keys, in two halves of 8.
   __device__ void multiply_keys(int stage) {
     const int row = (lane_ & 7) + ((lane_ >> 4) << 3);
-    const uint32_t address = shared_ + stage * Tile::kStageBytes + KeyRows::offset(row, (lane_ >> 3) & 1);
+    const uint32_t address = shared_ + stage * Tile::kStageBytes + RowsK::offset(row, (lane_ >> 3) & 1);
 #pragma unroll
     for (int n = 0; n < 2; ++n) scores_[n][0] = scores_[n][1] = scores_[n][2] = scores_[n][3] = 0.0f;
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t b[4];
-      load_matrices(b, KeyRows::piece_pair(address, k));
-      mma_m16n8k16<T>(scores_[0], q_[k], b[0], b[1]);
-      mma_m16n8k16<T>(scores_[1], q_[k], b[2], b[3]);
+      load_matrices(b, RowsK::piece_pair(address, k));
+      uint32_t a[4];
+      if constexpr (Tile::kSharedQueries) {
+        *reinterpret_cast<uint4*>(a) = control_.queries[k][lane_];
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) a[j] = q_[k][j];
+      }
+      mma_m16n8k16<T>(scores_[0], a, b[0], b[1]);
+      mma_m16n8k16<T>(scores_[1], a, b[2], b[3]);
     }
   }
 
@@ -222,13 +245,13 @@ class DecodeWarp {
   // out += P V.
   __device__ void multiply_values(int stage) {
     const int row = lane_ & 15;
-    const uint32_t address = shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes + ValueRows::offset(row, lane_ >> 4);
+    const uint32_t address = shared_ + stage * Tile::kStageBytes + Tile::kKeyBytes + RowsV::offset(row, lane_ >> 4);
     const uint32_t weights[4] = {pack<T>(scores_[0][0], scores_[0][1]), pack<T>(scores_[0][2], scores_[0][3]),
                                  pack<T>(scores_[1][0], scores_[1][1]), pack<T>(scores_[1][2], scores_[1][3])};
 #pragma unroll
     for (int n = 0; n < kDimV / 16; ++n) {
       uint32_t b[4];
-      load_matrices_transposed(b, ValueRows::piece_pair(address, n));
+      load_matrices_transposed(b, RowsV::piece_pair(address, n));
       mma_m16n8k16<T>(out_[2 * n], weights, b[0], b[1]);
       mma_m16n8k16<T>(out_[2 * n + 1], weights, b[2], b[3]);
     }
@@ -236,11 +259,14 @@ class DecodeWarp {
 
   const KernelParams& p_;
   const WorkItem& item_;
+  const KeyMemory memory_;
+  const ScoreScale scale_;
+  typename Tile::Control& control_;
   const int lane_;
   const int warp_;
   const uint32_t shared_;
   KeyRange visible_[2];  // of rows lane / 4 and lane / 4 + 8
-  uint32_t q_[kDim / 16][4];
+  uint32_t q_[Tile::kSharedQueries ? 1 : kDim / 16][4];
   float scores_[2][4];
   float out_[kDimV / 8][4];
   float max_[2];  // of q.k, before the scale
@@ -276,24 +302,33 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
   using Tile = DecodeTile<kDim, kDimV>;
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + kWarps * Tile::kWarpBytes);
-  const Tickets tickets(p);
-  for (int number = blockIdx.x; number < tickets.count(); number = control.next) {
-    const int next = tickets.take();
-    const WorkItem item(p, number);
-    const ScoreScale scale(p, item.request, item.head_kv);
-    const float v_scale = p.v_descale != nullptr ? p.v_descale[item.request * p.num_heads_kv + item.head_kv] : 1.0f;
-    DecodeWarp<T, kDim, kDimV> warp(p, item, shared);
+  if (static_cast<int>(blockIdx.x) >= p.header->num_items) return;
+  if (threadIdx.x == 0) {
+    control.count = p.header->num_items;
+    control.items[0] = p.items[blockIdx.x];
+  }
+  __syncthreads();
+  for (int current = 0;; current = current == 2 ? 0 : current + 1) {
+    const int after = current == 2 ? 0 : current + 1;
+    const int next = take_ticket(p, control.count);
+    const WorkItem& item = control.items[current];
+    DecodeWarp<T, kDim, kDimV> warp(p, item, shared, control);
     warp.load_queries();
+    if constexpr (Tile::kSharedQueries) __syncthreads();
+    const float v_scale = value_scale(p, item);
 
     // With a fixed split size the keys are cut at its multiples, whoever computes the pieces.
-    const int split = p.split_size > 0 ? p.split_size : max(item.keys.end, 1);
-    const int first_origin = item.keys.begin / split * split;
-    for (int origin = first_origin; origin < item.keys.end || origin == first_origin;) {
-      const int end = item.keys.end - origin > split ? origin + split : item.keys.end;
-      const bool first = origin == first_origin, last = end >= item.keys.end;
-      warp.attend({max(item.keys.begin, origin), end}, origin, scale);
-      if (threadIdx.x == 0) control.next = next;
-      warp.publish(shared, control, scale.scale);
+    const int split = p.split_size > 0 ? p.split_size : max(item.key_end, 1);
+    const int first_origin = item.key_begin / split * split;
+    for (int origin = first_origin; origin < item.key_end || origin == first_origin;) {
+      const int end = item.key_end - origin > split ? origin + split : item.key_end;
+      const bool first = origin == first_origin, last = end >= item.key_end;
+      warp.attend({max(item.key_begin, origin), end}, origin);
+      if (first && threadIdx.x == 0) {
+        control.numbers[current] = next;
+        if (next < control.count) control.items[after] = p.items[next];
+      }
+      warp.publish(shared);
       __syncthreads();
       for (int i = threadIdx.x; i < item.rows * kDimV / 4; i += kThreads) {
         const int row = i / (kDimV / 4), d = 4 * (i % (kDimV / 4));
@@ -326,8 +361,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) decode_kernel(const __
       origin = end;
     }
     if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
+    if (control.numbers[current] >= control.count) break;
   }
-  tickets.leave();
+  leave_tickets(p, control.count);
 }
 
 }  // namespace onepass::portable

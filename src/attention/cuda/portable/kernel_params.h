@@ -27,24 +27,27 @@ inline FastDivide fast_divide(uint32_t divisor) {
   return result;
 }
 
-// A piece of work, for every KV head: some packed rows of one request over some of its keys. Packed row r of a request
-// is its query row r / group, in head r % group of the KV head's group.
-struct alignas(16) WorkUnit {
+// A piece of work, as the plan writes it: some packed rows of one request and KV head over some of its keys. Packed row
+// r of a request is its query row r / group, in head r % group of the KV head's group. Copied 16 bytes at a time.
+struct alignas(16) WorkItem {
   int request = 0;
-  int first_row = 0;  // packed
+  int head_kv = 0;
+  int first_row = 0;       // packed
+  int rows = 0;            // of them, at least 1
+  int q_begin = 0;         // row of q where the request begins
+  int first_position = 0;  // of the request's first query token
+  int seqlen_k = 0;
   int key_begin = 0;  // [key_begin, key_end) holds every key that one of the rows sees, of this part
   int key_end = 0;
-  int parts = 1;      // of its tile; 1: the whole tile
-  int part = 0;       // which of them
-  int tile_part = 0;  // number of the tile's first part among the parts of all tiles
-  int request_first_unit = 0;
-  int request_units = 0;
+  int parts = 1;       // of its tile; 1: the whole tile
+  int slot = 0;        // of this part's result
+  int first_slot = 0;  // of the tile's first part; those between are num_heads_kv apart
 };
-static_assert(sizeof(WorkUnit) == 48);
+static_assert(sizeof(WorkItem) == 48);
 
 // At the front of the scratch memory.
 struct PlanHeader {
-  int num_units = 0;
+  int num_items = 0;
   int ticket = 0;  // items taken beyond the first of each thread block; zero between launches
   int done = 0;    // thread blocks that took their last; zero between launches
 };
@@ -64,8 +67,9 @@ struct KernelParams {
   int batch = 0;
   int total_q = 0;
   int num_heads_kv = 0;
-  FastDivide group;      // query heads of one KV head
-  FastDivide page_size;  // of contiguous requests: 2^31 - 1, one page
+  FastDivide group;            // query heads of one KV head
+  FastDivide page_size;        // of contiguous requests: 2^31 - 1, one page
+  bool rows_together = false;  // 16 keys from a multiple of 16 on, counted from any split's first, lie in one page
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cache_seqlens = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
@@ -87,12 +91,14 @@ struct KernelParams {
   // The plan, and its sizes.
   int tile_rows = 0;       // packed rows of a tile
   int slots = 0;           // thread blocks that the plan is made for
+  int l2_keys = 0;         // keys of one head that half of the L2 cache holds, with their values
   int max_part_units = 0;  // units that may be parts: num_heads_kv partial results each
   PlanHeader* header = nullptr;
   int* arrivals = nullptr;       // [max_part_units * num_heads_kv]; zero between launches
-  WorkUnit* units = nullptr;     // request by request; its last rows first
+  WorkItem* items = nullptr;     // in the order of work
   int* tile_begin = nullptr;     // [batch + 1] first tile of each request
-  int* tile_units = nullptr;     // [tiles + 1] first unit of each tile
+  int* tile_units = nullptr;     // [tiles + 1] number of a tile's first part among the parts of all
+  int* tile_parts = nullptr;     // [tiles] the same among those of the tiles that are cut
   float* partial_lse = nullptr;  // [max_part_units * num_heads_kv, tile_rows]
   float* partial_out = nullptr;  // [max_part_units * num_heads_kv, tile_rows, head_dim_v]
   float* fold_state = nullptr;   // [slots, ...] running merges of decode_kernel

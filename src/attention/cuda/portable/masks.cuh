@@ -22,17 +22,17 @@ struct KeyRange {
 };
 
 __device__ inline KeyRange visible_keys(const KernelParams& p, int position, int seqlen_k) {
-  int64_t begin = 0, end = seqlen_k;
-  if (p.causal) end = min(end, int64_t{position} + 1);
-  if (p.window_left >= 0) begin = max(begin, int64_t{position} - p.window_left);
-  if (p.window_right >= 0) end = min(end, int64_t{position} + p.window_right + 1);
+  int begin = 0, end = seqlen_k;
+  if (p.causal) end = min(end, position + 1);
+  if (p.window_left >= 0) begin = max(begin, position - p.window_left);
+  if (p.window_right >= 0) end = min(end, position + p.window_right + 1);
   if (p.attention_chunk > 0) {
-    int64_t chunk = position / p.attention_chunk;
+    int chunk = position / p.attention_chunk;
     if (position < 0 && chunk * p.attention_chunk != position) --chunk;
     begin = max(begin, chunk * p.attention_chunk);
-    end = min(end, (chunk + 1) * p.attention_chunk);
+    end = min(end, chunk * p.attention_chunk + p.attention_chunk);
   }
-  return {static_cast<int>(min(begin, int64_t{seqlen_k})), static_cast<int>(max(end, int64_t{0}))};
+  return {min(begin, seqlen_k), max(end, 0)};
 }
 
 // From q.k to the exponent of 2: exp(score) = exp2(scale * transform(q.k)). The transform is the identity unless there
@@ -44,6 +44,7 @@ struct ScoreScale {
   bool capped = false;
   bool transformed = false;
 
+  ScoreScale() = default;
   __device__ ScoreScale(const KernelParams& p, int request, int head_kv) {
     float score_scale = p.softmax_scale;
     const int at = request * p.num_heads_kv + head_kv;

@@ -4,7 +4,7 @@
 //   1. Every request's packed rows are cut into tiles; a tile's keys are those that one of its rows sees.
 //   2. The keys of a tile are cut into parts, at multiples of a number of keys that is chosen so that the items of all
 //      KV heads keep every thread block of the GPU busy: as few as possible, as a part costs its start and the merge.
-//   3. The units (a tile, or a part of one) are written request by request, the longest (last) tile of each first.
+//   3. The items (a tile, or a part of one, and a KV head) are written in the order of work.
 #include <cuda_runtime.h>
 
 #include "attention/cuda/portable/launch.h"
@@ -174,6 +174,40 @@ __device__ Cut choose_cut(const KernelParams& p, int tiles, int* scratch) {
   return winner == 0 ? Cut{} : Cut{.keys = chosen * kBlockKeys};
 }
 
+// Items are ordered request by request; within one by groups of KV heads whose keys and values fit the L2 cache
+// together; within a group unit by unit, so that its longest tiles come first and its shortest last.
+__device__ void write_items(const KernelParams& p, const Cut& cut, int number, int head_kv) {
+  const Tile tile(p, number);
+  const int first_unit = p.tile_units[p.tile_begin[tile.request]];
+  const int units = p.tile_units[p.tile_begin[tile.request + 1]] - first_unit;
+  const int groups = 1 + static_cast<int>(int64_t{p.num_heads_kv} * tile.seqlen_k / p.l2_keys);
+  const int group = (p.num_heads_kv + groups - 1) / groups;
+  const int first_head = head_kv / group * group, heads = min(group, p.num_heads_kv - first_head);
+  WorkItem* const items = p.items + int64_t{first_unit} * p.num_heads_kv + first_head * units + head_kv - first_head;
+
+  const int own_unit = p.tile_units[number], parts = p.tile_units[number + 1] - own_unit;
+  const int first_slot = p.tile_parts[number] * p.num_heads_kv + head_kv;
+  const int each = cut.keys_of(tile), first_cut = tile.keys.begin / each;
+  const int q_begin = p.cu_seqlens_q[tile.request], seqlen_q = p.cu_seqlens_q[tile.request + 1] - q_begin;
+  for (int part = 0; part < parts; ++part) {
+    const int64_t begin = int64_t{first_cut + part} * each, end = begin + each;
+    items[(own_unit - first_unit + part) * heads] = {
+        .request = tile.request,
+        .head_kv = head_kv,
+        .first_row = tile.first_row,
+        .rows = min(p.tile_rows, seqlen_q * static_cast<int>(p.group.divisor) - tile.first_row),
+        .q_begin = q_begin,
+        .first_position = tile.seqlen_k - seqlen_q,
+        .seqlen_k = tile.seqlen_k,
+        .key_begin = static_cast<int>(max(int64_t{tile.keys.begin}, begin)),
+        .key_end = static_cast<int>(min(int64_t{tile.keys.end}, end)),
+        .parts = parts,
+        .slot = first_slot + part * p.num_heads_kv,
+        .first_slot = first_slot,
+    };
+  }
+}
+
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const __grid_constant__ KernelParams p) {
   __shared__ int scratch[2 * kPlanWarps];
   // Another problem's plan may have used this memory for something else.
@@ -210,36 +244,20 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(const __grid_constan
     const int begin = exclusive_scan(t < tiles ? cut.parts_of(Tile(p, t)) : 0, units, scratch);
     if (t < tiles) p.tile_units[t] = begin;
   }
-  if (threadIdx.x == 0) {
-    p.tile_units[tiles] = units;
-    p.header->num_units = units;
-  }
+  if (threadIdx.x == 0) p.tile_units[tiles] = units;
   __syncthreads();
 
   int tile_parts = 0;
   for (int base = 0; base < tiles; base += kPlanThreads) {
     const int t = base + threadIdx.x;
     const int parts = t < tiles ? p.tile_units[t + 1] - p.tile_units[t] : 0;
-    const int tile_part = exclusive_scan(parts > 1 ? parts : 0, tile_parts, scratch);
-    if (t >= tiles) continue;
-    const Tile tile(p, t);
-    const int each = cut.keys_of(tile), first_cut = tile.keys.begin / each;
-    const int request_first_unit = p.tile_units[p.tile_begin[tile.request]];
-    const int request_units = p.tile_units[p.tile_begin[tile.request + 1]] - request_first_unit;
-    for (int part = 0; part < parts; ++part) {
-      const int64_t begin = int64_t{first_cut + part} * each, end = begin + each;
-      p.units[p.tile_units[t] + part] = {
-          .request = tile.request,
-          .first_row = tile.first_row,
-          .key_begin = static_cast<int>(max(int64_t{tile.keys.begin}, begin)),
-          .key_end = static_cast<int>(min(int64_t{tile.keys.end}, end)),
-          .parts = parts,
-          .part = part,
-          .tile_part = tile_part,
-          .request_first_unit = request_first_unit,
-          .request_units = request_units,
-      };
-    }
+    const int begin = exclusive_scan(parts > 1 ? parts : 0, tile_parts, scratch);
+    if (t < tiles) p.tile_parts[t] = begin;
+  }
+  if (threadIdx.x == 0) p.header->num_items = units * p.num_heads_kv;
+  __syncthreads();
+  for (int i = threadIdx.x; i < tiles * p.num_heads_kv; i += kPlanThreads) {
+    write_items(p, cut, i / p.num_heads_kv, i % p.num_heads_kv);
   }
 }
 

@@ -7,14 +7,16 @@
 #pragma once
 
 #include "attention/cuda/portable/results.cuh"
-#include "attention/cuda/portable/shared_rows.cuh"
+#include "attention/cuda/portable/row_loader.cuh"
 
 namespace onepass::portable {
 
-// Keys that some of a warp's rows see, and that all of them see.
-struct Sight {
-  KeyRange some;
-  KeyRange all;
+// What a warp knows of its items. In shared memory rather than in registers, of which the loop leaves none.
+struct WarpView {
+  KeyMemory memory;  // of the item that is loaded
+  ScoreScale scale;  // of the item at work
+  KeyRange some;     // keys that some of the warp's rows see
+  KeyRange all;      // keys that all of them see
 };
 
 template <int kDim, int kDimV>
@@ -29,11 +31,12 @@ struct PrefillTile {
   static constexpr int kStages = kQueryBytes + 2 * (kKeyBytes + kValueBytes) <= 98304 ? 2 : 1;
   static constexpr int kTileBytes = kQueryBytes + kStages * (kKeyBytes + kValueBytes);
   static_assert(kTileBytes <= 98304);
-  // Here rather than in registers, of which the loop leaves none.
+  // Three items: thread 0 announces the next one when other warps may still be at the end of the one before.
   struct Control {
-    WorkItem item;
-    Sight sight[kWarps];
-    int next;
+    WorkItem items[3];
+    int numbers[3];  // of the item after each
+    int count;       // of all items
+    WarpView views[kWarps];
     int last;
   };
   static constexpr int kSharedBytes = kTileBytes + sizeof(Control);
@@ -42,27 +45,67 @@ struct PrefillTile {
 template <typename T, int kDim, int kDimV>
 class PrefillWarp {
   using Tile = PrefillTile<kDim, kDimV>;
-  using KeyRows = SharedRows<kDim>;
-  using ValueRows = SharedRows<kDimV>;
+  using RowsK = SharedRows<kDim>;
+  using RowsV = SharedRows<kDimV>;
   static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kScoreTiles = kBlockKeys / 8;
   static constexpr int kOutTiles = kDimV / 8;
-  // The output is rescaled only when the maximum grew by more than a factor 2^8 since the last time: weights are then
-  // at most 2^8, and the sum, which is off by the same factor, makes the result exact.
+  // The output is rescaled only when a maximum grew by more than a factor 2^8 since the last time. Weights are then at
+  // most 2^8 instead of 1, as is their sum; which is one of the rounded weights, so that rounding a large one cancels.
   static constexpr float kMaxGrowth = 8.0f;
 
  public:
-  __device__ PrefillWarp(const KernelParams& p, const WorkItem& item, Sight& sight, char* shared)
+  __device__ PrefillWarp(const KernelParams& p, WarpView& view, char* shared)
       : p_(p),
-        item_(item),
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
-        queries_(shared_address(shared) + warp_ * Tile::kWarpRows * KeyRows::kStride),
+        queries_(shared_address(shared) + warp_ * Tile::kWarpRows * RowsK::kStride),
         keys_(shared_address(shared) + Tile::kQueryBytes),
         values_(keys_ + Tile::kStages * Tile::kKeyBytes),
-        sight_(sight) {}
+        view_(view) {}
 
-  __device__ void attend(const ScoreScale& scale) {
+  // Loads an item's last keys, with which its work begins, and looks for those before them.
+  __device__ void load_first(const WorkItem& item) {
+    if (lane_ == 0) view_.memory = KeyMemory(p_, item);
+    __syncwarp();
+    const bool any = item.key_end > item.key_begin;
+    const int key = last_block(item);
+    find(item, key);
+    if (any) load_keys(item);
+    if constexpr (Tile::kStages == 2) {
+      if (any) load_values(item);
+      find(item, key - kBlockKeys);
+      stage_ ^= 1;
+    }
+    cp_async_commit();
+  }
+
+  // The warp's own rows, which no other warp reads; zeros where there are none.
+  __device__ void load_queries(const WorkItem& item) {
+    using Rows = RowsK;
+    constexpr int kPieces = Rows::kPieces;
+    constexpr int kTogether = kPieces % 8 == 0 ? kPieces / 8 : 1;  // copies of one row
+#pragma unroll 1
+    for (int i = 0; i < Tile::kWarpRows * kPieces / 32; i += kTogether) {
+      const int r = copied_row<kPieces>(i, lane_);
+      const bool real = warp_ * Tile::kWarpRows + r < item.rows;
+      const PackedRow row(p_, item, real ? warp_ * Tile::kWarpRows + r : 0);
+      const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int piece = copied_piece<kPieces>(i + j, lane_);
+        cp_async_16_or_zeros(queries_ + Rows::offset(r, piece), q + 8 * piece, real);
+      }
+    }
+    cp_async_commit();
+  }
+
+  // REQUIRES: load_first(item), load_queries(item). Calls each of these once, all threads together: `announce` when
+  // there has been time for the next item to be found, then `load_next` and `load_next_queries` when the places of that
+  // item's first keys and of the warp's queries are free.
+  template <typename Announce, typename LoadNext, typename LoadNextQueries>
+  __device__ void attend(const WorkItem& item, const Announce& announce, const LoadNext& load_next,
+                         const LoadNextQueries& load_next_queries) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       max_[m][0] = max_[m][1] = minus_infinity();
@@ -70,74 +113,56 @@ class PrefillWarp {
 #pragma unroll
       for (int n = 0; n < kOutTiles; ++n) out_[m][n][0] = out_[m][n][1] = out_[m][n][2] = out_[m][n][3] = 0.0f;
     }
-    const KeyRange keys = item_.keys;
-    if (keys.end <= keys.begin) return;
-    const int first = keys.begin / kBlockKeys * kBlockKeys;
-    int key = (keys.end - 1) / kBlockKeys * kBlockKeys;  // of the block at work
-
-    const int first_row = min(warp_ * Tile::kWarpRows, item_.rows - 1);
-    const int last_row = min(first_row + Tile::kWarpRows, item_.rows) - 1;
-    const KeyRange of_first = item_.visible(p_, first_row), of_last = item_.visible(p_, last_row);
-    if (lane_ == 0) {
-      sight_ = {.some = {max(keys.begin, of_first.begin), min(keys.end, of_last.end)},
-                .all = {max(keys.begin, of_last.begin), min(keys.end, of_first.end)}};
+    look(item);
+    const int first = item.key_begin / kBlockKeys * kBlockKeys;
+    const int last = last_block(item);
+    if (last <= first) announce();
+    if (item.key_end <= item.key_begin) {
+      cp_async_wait<0>();
+      __syncthreads();
+      load_next();
+      load_next_queries();
+      return;
     }
-    __syncwarp();
-    const auto block_matters = [&] { return key < sight_.some.end && key + kBlockKeys > sight_.some.begin; };
-    const auto block_is_cut = [&] { return key < sight_.all.begin || key + kBlockKeys > sight_.all.end; };
-
-    RowPlace place;  // of the block to be loaded next
-    const int own_row = 16 * warp_ + lane_ % 16;
-    place.find(p_, item_.page_table, key + own_row, keys);
-    load_queries();
-    load_keys(0, place);
-    if constexpr (Tile::kStages == 2) {
-      load_values(0, place);
-      cp_async_commit();
-      place.find(p_, item_.page_table, key - kBlockKeys + own_row, keys);
-      for (int stage = 0; key >= first; key -= kBlockKeys, stage ^= 1) {
-        cp_async_wait<0>();
-        __syncthreads();  // this block's rows are there, and all are done with those of the block before
+    for (int key = last; key >= first; key -= kBlockKeys) {
+      cp_async_wait<0>();
+      __syncthreads();  // the rows of this block are there, and all are done with those of the block before
+      const bool matters = key < view_.some.end && key + kBlockKeys > view_.some.begin;
+      const int stage = Tile::kStages == 2 ? stage_ ^ 1 : 0;
+      if constexpr (Tile::kStages == 2) {
         if (key > first) {
-          load_keys(stage ^ 1, place);
-          load_values(stage ^ 1, place);
-          place.find(p_, item_.page_table, key - 2 * kBlockKeys + own_row, keys);
+          load_keys(item);
+          load_values(item);
+          cp_async_commit();
+          find(item, key - 2 * kBlockKeys);
+          stage_ ^= 1;
+        } else {
+          load_next();
         }
+        if (matters) weigh(item, key, stage);
+      } else {
+        load_values(item);
         cp_async_commit();
-        if (!block_matters()) continue;
-        multiply_keys(stage);
-        if (scale.transformed) transform(scale);
-        if (block_is_cut()) mask(key);
-        softmax(scale.scale);
-        multiply_values(stage);
-      }
-    } else {
-      cp_async_commit();
-      for (; key >= first; key -= kBlockKeys) {
+        find(item, key - kBlockKeys);
+        if (matters) weigh(item, key, stage);
         cp_async_wait<0>();
         __syncthreads();
-        load_values(0, place);
-        cp_async_commit();
-        place.find(p_, item_.page_table, key - kBlockKeys + own_row, keys);
-        if (block_matters()) {
-          multiply_keys(0);
-          if (scale.transformed) transform(scale);
-          if (block_is_cut()) mask(key);
-          softmax(scale.scale);
+        if (key > first) {
+          load_keys(item);
+          cp_async_commit();
+        } else {
+          load_next();
         }
-        cp_async_wait<0>();
-        __syncthreads();
-        if (key > first) load_keys(0, place);
-        cp_async_commit();
-        if (block_matters()) multiply_values(0);
       }
+      if (matters) multiply_values(stage);
+      if (key == last && key > first) announce();
     }
-    cp_async_wait<0>();
+    load_next_queries();
   }
 
   // The results of the warp's rows: to the output, or to the item's slot.
-  __device__ void store(const ScoreScale& scale, float v_scale, char* shared) {
-    const int g = lane_ / 4, t = lane_ % 4;
+  __device__ void store(const WorkItem& item) {
+    const float v_scale = value_scale(p_, item);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -145,71 +170,62 @@ class PrefillWarp {
         float sum = sum_[m][half];
         sum += __shfl_xor_sync(kFullWarp, sum, 1);
         sum += __shfl_xor_sync(kFullWarp, sum, 2);
-        const int warp_row = 16 * m + 8 * half + g;
-        const int r = warp_ * Tile::kWarpRows + warp_row;
-        if (r >= item_.rows) continue;
         const bool empty = max_[m][half] == minus_infinity();
-        const float lse = empty ? minus_infinity() : max_[m][half] * scale.scale * kLn2 + logf(sum);
-        float factor = empty ? 0.0f : __fdividef(v_scale, sum);
-        float* destination = nullptr;
-        if (item_.parts > 1) {
-          destination = reinterpret_cast<float*>(partial_out<kDimV>(p_, item_.slot, r, 2 * t));
-          if (t == 0) *partial_lse(p_, item_.slot, r) = lse;
+        const float lse = empty ? minus_infinity() : max_[m][half] * view_.scale.scale * kLn2 + logf(sum);
+        const float factor = empty ? 0.0f : __fdividef(v_scale, sum);
+        const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
+        if (item.parts > 1) {
+          store_part(item, r, m, half, factor, lse);
         } else {
-          const PackedRow row(p_, item_, r);
-          Fold state;
-          state.add(lse);
-          factor *= state.finish(p_.sinks, row.head);
-          if (t == 0) store_lse(p_, row, state.lse());
-          if (p_.out_float32) {
-            destination =
-                static_cast<float*>(p_.out) + row.token * p_.out_row_stride + row.head * p_.out_head_stride + 2 * t;
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < kOutTiles; ++n) {
-          const float first = out_[m][n][2 * half] * factor, second = out_[m][n][2 * half + 1] * factor;
-          if (destination != nullptr) {
-            *reinterpret_cast<float2*>(destination + 8 * n) = {first, second};
-          } else {
-            *reinterpret_cast<uint32_t*>(shared + warp_ * Tile::kWarpRows * KeyRows::kStride +
-                                         KeyRows::offset(warp_row, n) + 4 * t) = pack<T>(first, second);
-          }
+          store_row(item, r, m, half, factor, lse);
         }
       }
     }
-    if (item_.parts == 1 && !p_.out_float32) store_staged(shared);
   }
 
  private:
-  // Rows that don't exist are zeros.
-  __device__ void load_queries() {
-    constexpr int kPieces = KeyRows::kPieces;
-#pragma unroll 4
-    for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
-      const int warp_row = i / kPieces, piece = i % kPieces;
-      const int r = warp_ * Tile::kWarpRows + warp_row;
-      const bool real = r < item_.rows;
-      const PackedRow row(p_, item_, real ? r : 0);
-      const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
-      cp_async_16(queries_ + KeyRows::offset(warp_row, piece), q + 8 * piece, real);
+  __device__ static int last_block(const WorkItem& item) { return (item.key_end - 1) / kBlockKeys * kBlockKeys; }
+
+  // Notes what the item's rows see and how its scores are scaled.
+  __device__ void look(const WorkItem& item) {
+    const int first_row = min(warp_ * Tile::kWarpRows, item.rows - 1);
+    const int last_row = min(first_row + Tile::kWarpRows, item.rows) - 1;
+    const KeyRange of_first = visible_keys(p_, item, first_row), of_last = visible_keys(p_, item, last_row);
+    __syncwarp();
+    if (lane_ == 0) {
+      view_.scale = ScoreScale(p_, item.request, item.head_kv);
+      view_.some = {max(item.key_begin, of_first.begin), min(item.key_end, of_last.end)};
+      view_.all = {max(item.key_begin, of_last.begin), min(item.key_end, of_first.end)};
     }
+    __syncwarp();
   }
 
-  __device__ void load_keys(int stage, const RowPlace& place) {
-    load_16_rows<kDim>(keys_ + stage * Tile::kKeyBytes + 16 * warp_ * KeyRows::kStride, item_.k,
-                       place.offset(p_.k_page_stride, p_.k_row_stride), lane_);
+  // The warp's rows of the block at `key`, to be loaded next.
+  __device__ void find(const WorkItem& item, int key) {
+    rows_.find(p_, view_.memory.page_table, key + 16 * warp_, keys_of(item), lane_);
   }
-  __device__ void load_values(int stage, const RowPlace& place) {
-    load_16_rows<kDimV>(values_ + stage * Tile::kValueBytes + 16 * warp_ * ValueRows::kStride, item_.v,
-                        place.offset(p_.v_page_stride, p_.v_row_stride), lane_);
+  __device__ void load_keys(const WorkItem& item) {
+    rows_.load<kDim>(keys_ + stage_ * Tile::kKeyBytes + 16 * warp_ * RowsK::kStride, view_.memory.k, p_.k_page_stride,
+                     p_.k_row_stride, p_, keys_of(item), lane_);
+  }
+  __device__ void load_values(const WorkItem& item) {
+    rows_.load<kDimV>(values_ + stage_ * Tile::kValueBytes + 16 * warp_ * RowsV::kStride, view_.memory.v,
+                      p_.v_page_stride, p_.v_row_stride, p_, keys_of(item), lane_);
+  }
+
+  // The weights of the block at `key`.
+  __device__ void weigh(const WorkItem& item, int key, int stage) {
+    multiply_keys(stage);
+    if (view_.scale.transformed) transform(view_.scale);
+    if (key < view_.all.begin || key + kBlockKeys > view_.all.end) mask(item, key);
+    softmax(view_.scale.scale);
   }
 
   // scores = Q K^T.
   __device__ void multiply_keys(int stage) {
-    const uint32_t query_address = queries_ + KeyRows::offset(lane_ & 15, lane_ >> 4);
+    const uint32_t query_address = queries_ + RowsK::offset(lane_ & 15, lane_ >> 4);
     const uint32_t key_address =
-        keys_ + stage * Tile::kKeyBytes + KeyRows::offset((lane_ & 7) + ((lane_ >> 4) << 3), (lane_ >> 3) & 1);
+        keys_ + stage * Tile::kKeyBytes + RowsK::offset((lane_ & 7) + ((lane_ >> 4) << 3), (lane_ >> 3) & 1);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -222,12 +238,12 @@ class PrefillWarp {
       uint32_t a[kRowTiles][4];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        load_matrices(a[m], KeyRows::piece_pair(query_address, k) + 16 * m * KeyRows::kStride);
+        load_matrices(a[m], RowsK::piece_pair(query_address, k) + 16 * m * RowsK::kStride);
       }
 #pragma unroll
       for (int n = 0; n < kScoreTiles / 2; ++n) {
         uint32_t b[4];
-        load_matrices(b, KeyRows::piece_pair(key_address, k) + 16 * n * KeyRows::kStride);
+        load_matrices(b, RowsK::piece_pair(key_address, k) + 16 * n * RowsK::kStride);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           mma_m16n8k16<T>(scores_[m][2 * n], a[m], b[0], b[1]);
@@ -248,15 +264,15 @@ class PrefillWarp {
     }
   }
 
-  __device__ void mask(int key) {
+  __device__ void mask(const WorkItem& item, int key) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
-        const KeyRange row = item_.visible(p_, min(r, item_.rows - 1));
+        const KeyRange row = visible_keys(p_, item, min(r, item.rows - 1));
         const int at = key + 2 * (lane_ % 4);
-        const int begin = max(row.begin, item_.keys.begin) - at, end = min(row.end, item_.keys.end) - at;
+        const int begin = max(row.begin, item.key_begin) - at, end = min(row.end, item.key_end) - at;
 #pragma unroll
         for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
@@ -268,133 +284,208 @@ class PrefillWarp {
     }
   }
 
-  // Turns the scores into weights.
+  // From scores to weights, in the order that gives the most independent instructions: the maxima of all rows, one
+  // branch, all exponentials.
   __device__ void softmax(float scale) {
+    float block_max[kRowTiles][2];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      float block_max[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float x = fmaxf(scores_[m][0][2 * half], scores_[m][0][2 * half + 1]);
+        float x[kScoreTiles];
 #pragma unroll
-        for (int n = 1; n < kScoreTiles; ++n) {
-          x = fmaxf(x, fmaxf(scores_[m][n][2 * half], scores_[m][n][2 * half + 1]));
+        for (int n = 0; n < kScoreTiles; ++n) x[n] = fmaxf(scores_[m][n][2 * half], scores_[m][n][2 * half + 1]);
+#pragma unroll
+        for (int distance = kScoreTiles / 2; distance > 0; distance /= 2) {
+#pragma unroll
+          for (int n = 0; n < distance; ++n) x[n] = fmaxf(x[n], x[n + distance]);
         }
-        x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-        block_max[half] = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+        block_max[m][half] = x[0];
       }
-      // Also true when the maximum was -inf and is not any more.
-      const bool grew =
-          (block_max[0] - max_[m][0]) * scale > kMaxGrowth || (block_max[1] - max_[m][1]) * scale > kMaxGrowth;
-      if (__any_sync(kFullWarp, grew)) rescale(m, block_max, scale);
+    }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float shift = max_[m][half] == minus_infinity() ? 0.0f : max_[m][half] * scale;
+    for (int distance = 1; distance <= 2; distance *= 2) {
 #pragma unroll
-        for (int n = 0; n < kScoreTiles; ++n) {
+      for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-          for (int j = 2 * half; j < 2 * half + 2; ++j) {
-            scores_[m][n][j] = exp2_approx(fmaf(scores_[m][n][j], scale, -shift));
-            sum_[m][half] += scores_[m][n][j];
-          }
+        for (int half = 0; half < 2; ++half) {
+          block_max[m][half] = fmaxf(block_max[m][half], __shfl_xor_sync(kFullWarp, block_max[m][half], distance));
+        }
+      }
+    }
+    bool grew = false;  // also when a maximum was -inf and is not any more
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) grew |= (block_max[m][half] - max_[m][half]) * scale > kMaxGrowth;
+    }
+    if (__any_sync(kFullWarp, grew)) rescale(block_max, scale);
+
+#pragma unroll
+    for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float shift = max_[m][half] == minus_infinity() ? 0.0f : max_[m][half] * scale;
+          const uint32_t pair = pack<T>(exp2_approx(fmaf(scores_[m][n][2 * half], scale, -shift)),
+                                        exp2_approx(fmaf(scores_[m][n][2 * half + 1], scale, -shift)));
+          weights_[m][n / 2][n % 2 * 2 + half] = pair;
+          const float2 rounded = unpack<T>(pair);
+          sum_[m][half] += rounded.x + rounded.y;
         }
       }
     }
   }
 
-  __device__ void rescale(int m, const float (&block_max)[2], float scale) {
+  __device__ void rescale(const float (&block_max)[kRowTiles][2], float scale) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float new_max = fmaxf(max_[m][half], block_max[half]);
-      const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
-      max_[m][half] = new_max;
-      sum_[m][half] *= keep;
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        out_[m][n][2 * half] *= keep;
-        out_[m][n][2 * half + 1] *= keep;
+      for (int half = 0; half < 2; ++half) {
+        const float new_max = fmaxf(max_[m][half], block_max[m][half]);
+        const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
+        max_[m][half] = new_max;
+        sum_[m][half] *= keep;
+#pragma unroll
+        for (int n = 0; n < kOutTiles; ++n) {
+          out_[m][n][2 * half] *= keep;
+          out_[m][n][2 * half + 1] *= keep;
+        }
       }
     }
   }
 
   // out += P V.
   __device__ void multiply_values(int stage) {
-    const uint32_t address = values_ + stage * Tile::kValueBytes + ValueRows::offset(lane_ & 15, lane_ >> 4);
+    const uint32_t address = values_ + stage * Tile::kValueBytes + RowsV::offset(lane_ & 15, lane_ >> 4);
 #pragma unroll
     for (int k = 0; k < kBlockKeys / 16; ++k) {
-      uint32_t a[kRowTiles][4];
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float(&s)[4] = scores_[m][2 * k + j / 2];
-          a[m][j] = pack<T>(s[j % 2 * 2], s[j % 2 * 2 + 1]);
-        }
-      }
 #pragma unroll
       for (int n = 0; n < kOutTiles / 2; ++n) {
         uint32_t b[4];
-        load_matrices_transposed(b, ValueRows::piece_pair(address, n) + 16 * k * ValueRows::kStride);
+        load_matrices_transposed(b, RowsV::piece_pair(address, n) + 16 * k * RowsV::kStride);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          mma_m16n8k16<T>(out_[m][2 * n], a[m], b[0], b[1]);
-          mma_m16n8k16<T>(out_[m][2 * n + 1], a[m], b[2], b[3]);
+          mma_m16n8k16<T>(out_[m][2 * n], weights_[m][k], b[0], b[1]);
+          mma_m16n8k16<T>(out_[m][2 * n + 1], weights_[m][k], b[2], b[3]);
         }
       }
     }
   }
 
-  // The rows that store() left where the warp's queries were, 16 bytes a lane.
-  __device__ void store_staged(const char* shared) {
-    __syncwarp();
-    constexpr int kPieces = kDimV / 8;
-#pragma unroll 4
-    for (int i = lane_; i < Tile::kWarpRows * kPieces; i += 32) {
-      const int warp_row = i / kPieces, piece = i % kPieces;
-      const int r = warp_ * Tile::kWarpRows + warp_row;
-      if (r >= item_.rows) break;
-      const PackedRow row(p_, item_, r);
-      T* const out = static_cast<T*>(p_.out) + row.token * p_.out_row_stride + row.head * p_.out_head_stride;
-      *reinterpret_cast<uint4*>(out + 8 * piece) = *reinterpret_cast<const uint4*>(
-          shared + warp_ * Tile::kWarpRows * KeyRows::kStride + KeyRows::offset(warp_row, piece));
+  __device__ void store_part(const WorkItem& item, int r, int m, int half, float factor, float lse) {
+    if (r >= item.rows) return;
+    const int t = lane_ % 4;
+    if (t == 0) *partial_lse(p_, item.slot, r) = lse;
+    float* const part = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 0)) + 2 * t;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+      *reinterpret_cast<float2*>(part + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
+    }
+  }
+
+  __device__ void store_row(const WorkItem& item, int r, int m, int half, float factor, float lse) {
+    const bool real = r < item.rows;
+    const int t = lane_ % 4;
+    const PackedRow row(p_, item, real ? r : 0);
+    Fold state;
+    state.add(lse);
+    factor *= state.finish(p_.sinks, row.head);
+    if (real && t == 0) store_lse(p_, row, state.lse());
+    const int64_t at = row.token * p_.out_row_stride + row.head * p_.out_head_stride;
+    if (p_.out_float32) {
+      if (!real) return;
+      float* const out = static_cast<float*>(p_.out) + at + 2 * t;
+#pragma unroll
+      for (int n = 0; n < kOutTiles; ++n) {
+        *reinterpret_cast<float2*>(out + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
+      }
+      return;
+    }
+    T* const out = static_cast<T*>(p_.out) + at;
+    constexpr int kGathered = kOutTiles / 4 * 4;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; n += 4) {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (n + j < kOutTiles) {
+          pairs[j] = pack<T>(out_[m][n + j][2 * half] * factor, out_[m][n + j][2 * half + 1] * factor);
+        }
+      }
+      if (n < kGathered) {
+        const uint4 column = gather_columns(pairs);
+        if (real) *reinterpret_cast<uint4*>(out + 8 * (n + t)) = column;
+      } else if (real) {
+#pragma unroll
+        for (int j = 0; n + j < kOutTiles; ++j) *reinterpret_cast<uint32_t*>(out + 8 * (n + j) + 2 * t) = pairs[j];
+      }
     }
   }
 
   const KernelParams& p_;
-  const WorkItem& item_;
   const int lane_;
   const int warp_;
   const uint32_t queries_;  // the warp's own rows
   const uint32_t keys_;
   const uint32_t values_;
-  Sight& sight_;
+  WarpView& view_;
+  KeyRows rows_;   // to be loaded next
+  int stage_ = 0;  // to be loaded next
   float scores_[kRowTiles][kScoreTiles][4];
+  uint32_t weights_[kRowTiles][kBlockKeys / 16][4];  // pairs of them, as the product with V takes them
   float out_[kRowTiles][kOutTiles][4];
   float max_[kRowTiles][2];  // of q.k, before the scale; what the weights are relative to
   float sum_[kRowTiles][2];  // of this lane's keys
 };
+
+// Asynchronous; by one thread.
+__device__ inline void copy_item(WorkItem& destination, const WorkItem& source) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(WorkItem)); i += 16) {
+    cp_async_16(shared_address(&destination) + i, reinterpret_cast<const char*>(&source) + i);
+  }
+}
 
 template <typename T, int kDim, int kDimV>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm) prefill_kernel(const __grid_constant__ KernelParams p) {
   using Tile = PrefillTile<kDim, kDimV>;
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + Tile::kTileBytes);
-  const Tickets tickets(p);
-  for (int number = blockIdx.x; number < tickets.count(); number = control.next) {
-    const int next = tickets.take();
-    if (threadIdx.x == 0) control.item = WorkItem(p, number);
-    __syncthreads();
-    const WorkItem& item = control.item;
-    const ScoreScale scale(p, item.request, item.head_kv);
-    PrefillWarp<T, kDim, kDimV> warp(p, item, control.sight[threadIdx.x / 32], shared);
-    warp.attend(scale);
-    const float v_scale = p.v_descale != nullptr ? p.v_descale[item.request * p.num_heads_kv + item.head_kv] : 1.0f;
-    warp.store(scale, v_scale, shared);
-    if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
-    if (threadIdx.x == 0) control.next = next;
-    __syncthreads();
+  if (static_cast<int>(blockIdx.x) >= p.header->num_items) return;
+  if (threadIdx.x == 0) {
+    control.count = p.header->num_items;
+    control.items[0] = p.items[blockIdx.x];
   }
-  tickets.leave();
+  __syncthreads();
+  PrefillWarp<T, kDim, kDimV> warp(p, control.views[threadIdx.x / 32], shared);
+  warp.load_first(control.items[0]);
+  warp.load_queries(control.items[0]);
+  for (int current = 0;; current = current == 2 ? 0 : current + 1) {
+    const int after = current == 2 ? 0 : current + 1;
+    const WorkItem& item = control.items[current];
+    const int next = take_ticket(p, control.count);
+    const auto announce = [&] {
+      if (threadIdx.x == 0) {
+        control.numbers[current] = next;
+        if (next < control.count) copy_item(control.items[after], p.items[next]);
+      }
+      cp_async_commit();
+    };
+    const auto has_next = [&] { return control.numbers[current] < control.count; };
+    const auto load_next = [&] {
+      if (has_next()) warp.load_first(control.items[after]);
+    };
+    const auto load_next_queries = [&] {
+      if (has_next()) warp.load_queries(control.items[after]);
+    };
+    warp.attend(item, announce, load_next, load_next_queries);
+    warp.store(item);
+    if (item.parts > 1) arrive_and_merge<T, kDimV>(p, item, &control.last);
+    if (!has_next()) break;
+  }
+  leave_tickets(p, control.count);
 }
 
 }  // namespace onepass::portable

@@ -1,55 +1,35 @@
-// From the number of a work item to rows, keys and places; and the ticket counter that hands the numbers out.
+// What a work item says of rows, keys and memory; and the ticket counter that hands the items out.
 #pragma once
 
 #include "attention/cuda/portable/masks.cuh"
 
 namespace onepass::portable {
 
-struct WorkItem {
-  int request = 0;
-  int head_kv = 0;
-  int first_row = 0;       // packed
-  int rows = 0;            // of them, at least 1
-  int q_begin = 0;         // row of q where the request begins
-  int first_position = 0;  // of the request's first query token
-  int seqlen_k = 0;
-  KeyRange keys;
-  int parts = 1;
-  int slot = 0;                         // of this part's result
-  int first_slot = 0;                   // of the tile's first part; those between are num_heads_kv apart
+__device__ inline KeyRange keys_of(const WorkItem& item) { return {item.key_begin, item.key_end}; }
+
+// Keys that row r of the item sees.
+__device__ inline KeyRange visible_keys(const KernelParams& p, const WorkItem& item, int row) {
+  return visible_keys(p, item.first_position + divide(item.first_row + row, p.group), item.seqlen_k);
+}
+
+// Where the keys and values of an item's head lie.
+struct KeyMemory {
   const int32_t* page_table = nullptr;  // the request's row of it; null: contiguous
-  const char* k = nullptr;              // the head's keys: of page 0, or of the request's first row
+  const char* k = nullptr;              // of page 0, or of the request's first row
   const char* v = nullptr;
 
-  // Items are numbered request by request, and within one KV head by KV head: blocks that run at the same time share
-  // keys in the L2 cache, and every head ends with its shortest tile.
-  __device__ WorkItem(const KernelParams& p, int number) {
-    const WorkUnit any = p.units[number / p.num_heads_kv];
-    const int local = number - any.request_first_unit * p.num_heads_kv;
-    head_kv = local / any.request_units;
-    const WorkUnit unit = p.units[any.request_first_unit + local % any.request_units];
-    request = unit.request;
-    first_row = unit.first_row;
-    keys = {unit.key_begin, unit.key_end};
-    parts = unit.parts;
-    first_slot = unit.tile_part * p.num_heads_kv + head_kv;
-    slot = first_slot + unit.part * p.num_heads_kv;
-    q_begin = p.cu_seqlens_q[request];
-    const int seqlen_q = p.cu_seqlens_q[request + 1] - q_begin;
-    seqlen_k = p.cache_seqlens[request];
-    first_position = seqlen_k - seqlen_q;
-    rows = min(p.tile_rows, seqlen_q * static_cast<int>(p.group.divisor) - first_row);
-    const int64_t first_key = p.page_table != nullptr ? 0 : p.cu_seqlens_k[request];
-    if (p.page_table != nullptr) page_table = p.page_table + request * p.page_table_stride;
-    k = static_cast<const char*>(p.k) + 2 * (first_key * p.k_row_stride + head_kv * p.k_head_stride);
-    v = static_cast<const char*>(p.v) + 2 * (first_key * p.v_row_stride + head_kv * p.v_head_stride);
-  }
-
-  // Keys that row r of the tile sees.
-  __device__ KeyRange visible(const KernelParams& p, int row) const {
-    return visible_keys(p, first_position + divide(first_row + row, p.group), seqlen_k);
+  KeyMemory() = default;
+  __device__ KeyMemory(const KernelParams& p, const WorkItem& item) {
+    const int64_t first_key = p.page_table != nullptr ? 0 : p.cu_seqlens_k[item.request];
+    if (p.page_table != nullptr) page_table = p.page_table + item.request * p.page_table_stride;
+    k = static_cast<const char*>(p.k) + 2 * (first_key * p.k_row_stride + item.head_kv * p.k_head_stride);
+    v = static_cast<const char*>(p.v) + 2 * (first_key * p.v_row_stride + item.head_kv * p.v_head_stride);
   }
 };
+
+__device__ inline float value_scale(const KernelParams& p, const WorkItem& item) {
+  return p.v_descale != nullptr ? p.v_descale[item.request * p.num_heads_kv + item.head_kv] : 1.0f;
+}
 
 // The query row and head of a packed row.
 struct PackedRow {
@@ -66,33 +46,22 @@ struct PackedRow {
 };
 
 // Thread blocks take their first item by their own number and the others from a counter. The block that is the last to
-// find none sets it back to zero for the next launch.
-class Tickets {
- public:
-  __device__ explicit Tickets(const KernelParams& p)
-      : header_(p.header),
-        count_(p.header->num_units * p.num_heads_kv),
-        counted_(count_ > static_cast<int>(gridDim.x)) {}
+// find none sets it back to zero for the next launch. `count` is the number of items.
+__device__ inline bool by_ticket(int count) { return count > static_cast<int>(gridDim.x); }
 
-  __device__ int count() const { return count_; }
+// The number of the next item, `count` or more when there is none. For thread 0; the others get a number that means
+// nothing. Asked for early, as the answer takes a microsecond.
+__device__ inline int take_ticket(const KernelParams& p, int count) {
+  return by_ticket(count) && threadIdx.x == 0 ? gridDim.x + atomicAdd(&p.header->ticket, 1) : count;
+}
 
-  // For thread 0; the others get a number that means nothing. Asked for early, as the answer takes a microsecond.
-  __device__ int take() const {
-    return counted_ && threadIdx.x == 0 ? gridDim.x + atomicAdd(&header_->ticket, 1) : count_;
+__device__ inline void leave_tickets(const KernelParams& p, int count) {
+  if (threadIdx.x != 0 || !by_ticket(count)) return;
+  __threadfence();
+  if (atomicAdd(&p.header->done, 1) == static_cast<int>(gridDim.x) - 1) {
+    p.header->ticket = 0;
+    p.header->done = 0;
   }
-  __device__ void leave() const {
-    if (threadIdx.x != 0 || !counted_) return;
-    __threadfence();
-    if (atomicAdd(&header_->done, 1) == gridDim.x - 1) {
-      header_->ticket = 0;
-      header_->done = 0;
-    }
-  }
-
- private:
-  PlanHeader* header_;
-  int count_;
-  bool counted_;
-};
+}
 
 }  // namespace onepass::portable
