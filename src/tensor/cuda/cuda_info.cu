@@ -8,7 +8,7 @@ namespace {
 // Asked for its attributes only: the runtime refuses when the binary holds no code for the GPU.
 __global__ void probe_kernel() {}
 
-GpuInfo query_gpu(int index) {
+GpuInfo describe_gpu(int index) {
   GpuInfo gpu;
   cudaDeviceProp properties;
   if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) return gpu;
@@ -23,6 +23,18 @@ GpuInfo query_gpu(int index) {
   return gpu;
 }
 
+// Sets `count`; returns why there are none.
+std::string count_gpus(int& count) {
+  int driver_version = 0;
+  cudaDriverGetVersion(&driver_version);
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (driver_version != 0 && error == cudaSuccess && count > 0) return "";
+  cudaGetLastError();  // the error is told; later calls must not find it
+  count = 0;
+  if (driver_version == 0) return "no NVIDIA driver";
+  return error != cudaSuccess ? cudaGetErrorString(error) : "no NVIDIA GPU";
+}
+
 }  // namespace
 
 CudaInfo query_cuda() {
@@ -31,24 +43,28 @@ CudaInfo query_cuda() {
   cudaRuntimeGetVersion(&info.runtime_version);
   cudaDriverGetVersion(&info.driver_version);
   int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (info.driver_version == 0) {
-    info.problem = "no NVIDIA driver";
-  } else if (error != cudaSuccess) {
-    info.problem = cudaGetErrorString(error);
-  } else if (count == 0) {
-    info.problem = "no NVIDIA GPU";
-  }
-  if (!info.problem.empty()) {
-    cudaGetLastError();  // the error is told; later calls must not find it
-    return info;
-  }
+  info.problem = count_gpus(count);
+  if (!info.problem.empty()) return info;
   int current = 0;
   cudaGetDevice(&current);
-  for (int index = 0; index < count; ++index) info.gpus.push_back(query_gpu(index));
+  for (int index = 0; index < count; ++index) info.gpus.push_back(describe_gpu(index));
   cudaSetDevice(current);
   cudaGetLastError();
   return info;
+}
+
+StatusOr<GpuInfo> query_gpu(int index) {
+  int count = 0;
+  if (const std::string problem = count_gpus(count); !problem.empty()) return not_found(problem);
+  if (index < 0 || index >= count) {
+    return not_found("GPU ", index, ": expected 0 to ", count - 1, ", the GPUs of this machine");
+  }
+  int current = 0;
+  cudaGetDevice(&current);
+  GpuInfo gpu = describe_gpu(index);
+  cudaSetDevice(current);
+  cudaGetLastError();
+  return gpu;
 }
 
 }  // namespace onepass
