@@ -102,6 +102,7 @@ struct Layout {
 
 // Beyond any position (2^30 keys of the smallest head take 256 GB), so that sums of positions stay within 32 bits.
 constexpr int kUnlimited = 1 << 30;
+int reach(int window) { return window < 0 ? kUnlimited : std::min(window, kUnlimited); }
 
 Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   Layout layout;
@@ -140,9 +141,8 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         // A weight of the largest score that isn't 1 is rounded, by at most half a unit in the last place of a 16-bit
         // output; in a float32 output that would show.
         .max_growth = p.out_dtype == DType::kF32 ? 0.0f : 8.0f,
-        .causal = p.causal,
-        .window_left = std::min(p.window_left, kUnlimited),
-        .window_right = std::min(p.window_right, kUnlimited),
+        .reach_left = reach(p.window_left),
+        .reach_right = p.causal ? 0 : reach(p.window_right),
         .attention_chunk = std::min(p.attention_chunk, kUnlimited),
         .sinks = p.sinks,
         .q_descale = p.q_descale,

@@ -79,8 +79,7 @@ struct KernelParams {
   float softmax_scale = 1.0f;
   float softcap = 0.0f;
   float max_growth = 0.0f;  // of the running maximum before prefill_kernel rescales its output, as a power of 2
-  bool causal = false;
-  int window_left = -1, window_right = -1;
+  int reach_left = 0, reach_right = 0;  // keys that a query sees before and after its own; at most 2^30
   int attention_chunk = 0;
   const float* sinks = nullptr;
   const float* q_descale = nullptr;

@@ -22,10 +22,7 @@ struct KeyRange {
 };
 
 __device__ inline KeyRange visible_keys(const KernelParams& p, int position, int seqlen_k) {
-  int begin = 0, end = seqlen_k;
-  if (p.causal) end = min(end, position + 1);
-  if (p.window_left >= 0) begin = max(begin, position - p.window_left);
-  if (p.window_right >= 0) end = min(end, position + p.window_right + 1);
+  int begin = max(0, position - p.reach_left), end = min(seqlen_k, position + p.reach_right + 1);
   if (p.attention_chunk > 0) {
     int chunk = position / p.attention_chunk;
     if (position < 0 && chunk * p.attention_chunk != position) --chunk;

@@ -74,20 +74,12 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t addre
                : "memory");
 }
 
-// Lanes 4 g .. 4 g + 3 hold element pairs 0 .. 3 of four columns of 8 elements, x[n] of column n; afterwards lane 4 g +
-// t holds all four pairs of column t: 16 bytes that lie side by side.
-__device__ inline uint4 gather_columns(const uint32_t (&x)[4]) {
-  const int t = threadIdx.x % 4;
-  const bool upper = t >= 2, odd = t % 2 == 1;
-  const uint32_t own[2] = {upper ? x[2] : x[0], upper ? x[3] : x[1]};
-  const uint32_t other[2] = {__shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2),
-                             __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2)};
-  // Of the pairs of lanes 0, 1 (low) and 2, 3 (high), each first from the lane of this one's parity.
-  const uint32_t low[2] = {upper ? other[0] : own[0], upper ? other[1] : own[1]};
-  const uint32_t high[2] = {upper ? own[0] : other[0], upper ? own[1] : other[1]};
-  const uint32_t low_got = __shfl_xor_sync(0xffffffffu, odd ? low[0] : low[1], 1);
-  const uint32_t high_got = __shfl_xor_sync(0xffffffffu, odd ? high[0] : high[1], 1);
-  return {odd ? low_got : low[0], odd ? low[1] : low_got, odd ? high_got : high[0], odd ? high[1] : high_got};
+// Lanes 4 g .. 4 g + 3 hold element pairs 0 .. 3 of two columns of 8 elements that lie side by side. Afterwards lane 4
+// g + t holds 8 bytes that do: elements 4 * (t / 2) .. + 3 of column t % 2.
+__device__ inline uint2 gather_columns(uint32_t first, uint32_t second) {
+  const bool odd = threadIdx.x % 2 == 1;
+  const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+  return {odd ? got : first, odd ? second : got};
 }
 
 }  // namespace onepass::portable

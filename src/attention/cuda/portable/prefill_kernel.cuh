@@ -12,6 +12,13 @@
 
 namespace onepass::portable {
 
+// The same number, of which the compiler does not know that: it cannot compute ahead of a loop what depends on it,
+// which would take registers in the loop for something that is used once.
+__device__ inline int computed_here(int x) {
+  asm volatile("mov.b32 %0, %0;" : "+r"(x));
+  return x;
+}
+
 template <typename T, int kDim, int kDimV>
 class PrefillWarp {
   using Tile = PrefillTile<kDim, kDimV>;
@@ -50,17 +57,18 @@ class PrefillWarp {
   // The warp's own rows, which no other warp reads; zeros where there are none.
   __device__ void load_queries(const WorkItem& item) {
     using Rows = RowsK;
+    const int lane = computed_here(lane_), first_row = computed_here(warp_) * Tile::kWarpRows;
     constexpr int kPieces = Rows::kPieces;
     constexpr int kTogether = kPieces % 8 == 0 ? kPieces / 8 : 1;  // copies of one row
 #pragma unroll 1
     for (int i = 0; i < Tile::kWarpRows * kPieces / 32; i += kTogether) {
-      const int r = copied_row<kPieces>(i, lane_);
-      const bool real = warp_ * Tile::kWarpRows + r < item.rows;
-      const PackedRow row(p_, item, real ? warp_ * Tile::kWarpRows + r : 0);
+      const int r = copied_row<kPieces>(i, lane);
+      const bool real = first_row + r < item.rows;
+      const PackedRow row(p_, item, real ? first_row + r : 0);
       const T* const q = static_cast<const T*>(p_.q) + row.token * p_.q_row_stride + row.head * p_.q_head_stride;
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        const int piece = copied_piece<kPieces>(i + j, lane_);
+        const int piece = copied_piece<kPieces>(i + j, lane);
         cp_async_16_or_zeros(queries_ + Rows::offset(r, piece), q + 8 * piece, real);
       }
     }
@@ -124,22 +132,26 @@ class PrefillWarp {
   // The results of the warp's rows: to the output, or to the item's slot.
   __device__ void store(const WorkItem& item) {
     const float v_scale = value_scale(p_, item);
+    const int first_row = computed_here(warp_) * Tile::kWarpRows + lane_ / 4;
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
+    for (int distance = 1; distance <= 2; distance *= 2) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float sum = rows_.sum[m][half];
-        sum += __shfl_xor_sync(kFullWarp, sum, 1);
-        sum += __shfl_xor_sync(kFullWarp, sum, 2);
-        const bool empty = rows_.max[m][half] == minus_infinity();
-        const float lse = empty ? minus_infinity() : rows_.max[m][half] * view_.scale.scale * kLn2 + logf(sum);
-        const float factor = empty ? 0.0f : __fdividef(v_scale, sum);
-        const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
-        if (item.parts > 1) {
-          store_part(item, r, m, half, factor, lse);
-        } else {
-          store_row(item, r, m, half, factor, lse);
-        }
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+        rows_.sum[i / 2][i % 2] += __shfl_xor_sync(kFullWarp, rows_.sum[i / 2][i % 2], distance);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const int m = i / 2, half = i % 2;
+      const bool empty = rows_.max[m][half] == minus_infinity();
+      const float lse =
+          empty ? minus_infinity() : (rows_.max[m][half] * view_.scale.scale + __log2f(rows_.sum[m][half])) * kLn2;
+      const float factor = empty ? 0.0f : __fdividef(v_scale, rows_.sum[m][half]);
+      const int r = first_row + 16 * m + 8 * half;
+      if (item.parts > 1) {
+        store_part(item, r, m, half, factor, lse);
+      } else {
+        store_row(item, r, m, half, factor, lse);
       }
     }
   }
@@ -149,7 +161,7 @@ class PrefillWarp {
 
   // Notes what the item's rows see and how its scores are scaled.
   __device__ void look(const WorkItem& item) {
-    const int first_row = min(warp_ * Tile::kWarpRows, item.rows - 1);
+    const int first_row = min(computed_here(warp_) * Tile::kWarpRows, item.rows - 1);
     const int last_row = min(first_row + Tile::kWarpRows, item.rows) - 1;
     const KeyRange of_first = visible_keys(p_, item, first_row), of_last = visible_keys(p_, item, last_row);
     __syncwarp();
@@ -190,60 +202,48 @@ class PrefillWarp {
     if (view_.scale.transformed) rows_.transform(view_.scale);
     const bool at_begin = key < view_.all.begin;
     if (at_begin || key + kKeys > view_.all.end) {
-      rows_.mask(p_, item, warp_ * Tile::kWarpRows, key, at_begin, lane_);
+      rows_.mask(p_, item, computed_here(warp_) * Tile::kWarpRows, key, at_begin, lane_);
     }
     rows_.softmax(view_.scale.scale, p_.max_growth);
   }
 
   __device__ void store_part(const WorkItem& item, int r, int m, int half, float factor, float lse) {
     if (r >= item.rows) return;
-    const int t = lane_ % 4;
-    if (t == 0) *partial_lse(p_, item.slot, r) = lse;
-    float* const part = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 0)) + 2 * t;
-#pragma unroll
-    for (int n = 0; n < kOutTiles; ++n) {
-      *reinterpret_cast<float2*>(part + 8 * n) = {rows_.out[m][n][2 * half] * factor,
-                                                  rows_.out[m][n][2 * half + 1] * factor};
-    }
+    if (lane_ % 4 == 0) *partial_lse(p_, item.slot, r) = lse;
+    store_floats(reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 0)), m, half, factor);
   }
 
   __device__ void store_row(const WorkItem& item, int r, int m, int half, float factor, float lse) {
     const bool real = r < item.rows;
-    const int t = lane_ % 4;
     const PackedRow row(p_, item, real ? r : 0);
-    Fold state;
-    state.add(lse);
-    factor *= state.finish(p_.sinks, row.head);
-    if (real && t == 0) store_lse(p_, row, state.lse());
+    if (p_.sinks != nullptr) {
+      Fold state;
+      state.add(lse);
+      factor *= state.finish(p_.sinks, row.head);
+      lse = state.lse();
+    }
+    const int t = lane_ % 4;
+    if (real && t == 0) store_lse(p_, row, lse);
     const int64_t at = row.token * p_.out_row_stride + row.head * p_.out_head_stride;
     if (p_.out_float32) {
-      if (!real) return;
-      float* const out = static_cast<float*>(p_.out) + at + 2 * t;
-#pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        *reinterpret_cast<float2*>(out + 8 * n) = {rows_.out[m][n][2 * half] * factor,
-                                                   rows_.out[m][n][2 * half + 1] * factor};
-      }
+      if (real) store_floats(static_cast<float*>(p_.out) + at, m, half, factor);
       return;
     }
-    T* const out = static_cast<T*>(p_.out) + at;
-    constexpr int kGathered = kOutTiles / 4 * 4;
+    T* const out = static_cast<T*>(p_.out) + at + 8 * (t % 2) + 4 * (t / 2);
 #pragma unroll
-    for (int n = 0; n < kOutTiles; n += 4) {
-      uint32_t pairs[4];
+    for (int n = 0; n < kOutTiles; n += 2) {
+      const float(&a)[4] = rows_.out[m][n], (&b)[4] = rows_.out[m][n + 1];
+      const uint2 gathered = gather_columns(pack<T>(a[2 * half] * factor, a[2 * half + 1] * factor),
+                                            pack<T>(b[2 * half] * factor, b[2 * half + 1] * factor));
+      if (real) *reinterpret_cast<uint2*>(out + 8 * n) = gathered;
+    }
+  }
+
+  __device__ void store_floats(float* row, int m, int half, float factor) const {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (n + j < kOutTiles) {
-          pairs[j] = pack<T>(rows_.out[m][n + j][2 * half] * factor, rows_.out[m][n + j][2 * half + 1] * factor);
-        }
-      }
-      if (n < kGathered) {
-        const uint4 column = gather_columns(pairs);
-        if (real) *reinterpret_cast<uint4*>(out + 8 * (n + t)) = column;
-      } else if (real) {
-#pragma unroll
-        for (int j = 0; n + j < kOutTiles; ++j) *reinterpret_cast<uint32_t*>(out + 8 * (n + j) + 2 * t) = pairs[j];
-      }
+    for (int n = 0; n < kOutTiles; ++n) {
+      const float(&x)[4] = rows_.out[m][n];
+      *reinterpret_cast<float2*>(row + 8 * n + 2 * (lane_ % 4)) = {x[2 * half] * factor, x[2 * half + 1] * factor};
     }
   }
 
