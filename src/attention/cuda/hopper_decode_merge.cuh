@@ -125,7 +125,8 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
     for (int j = 0; j < kAtOnce; ++j) out[j] = {};
   };
   forget();
-  if (share < shares && vector < vectors) ask(share);  // they may come while the weights are found
+  const bool mine = share < shares && vector < vectors;
+  if (mine) ask(share);  // they may come while the weights are found
 
   for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
     float2* row_weights = weights + row * parts;
@@ -133,7 +134,10 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
     for (int part = lane; part < parts; part += 32) {
       float2* address = slot_sum(args, item.first_slot + part, row);
       float2 part_sum = load_relaxed(address);
-      while (!has_come(part_sum)) part_sum = load_relaxed(address);
+      while (!has_come(part_sum)) {
+        part_sum = load_relaxed(address);
+        if (mine) ask(share);
+      }
       *address = make_float2(0.0f, 0.0f);
       row_weights[part] = part_sum;
       max = fmaxf(max, part_sum.x);
@@ -150,6 +154,7 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
     const float factor = normalizer(args, item, row, max, sum, lane == 0);
     if (lane == 0) factors[row] = factor;
   }
+  while (mine && missing(share)) ask(share);
   __syncthreads();
 
   for (; vector < vectors; vector += kThreads) {
