@@ -1,9 +1,10 @@
 // What the decode kernel does with results: of whole tiles to `out`, of parts to their slots, and the merge of the
 // parts.
 //
-// The slots need neither flags nor fences. They are zero before, and no word that is written is zero (0 is written as
-// -0), so a word tells by itself that it has come. The worker with a tile's last part merges the tile, after everything
-// else it has to do; it waits for workers of lower numbers only, which have begun before it. It leaves zeros behind.
+// The slots need neither flags nor fences. They are zero before, and are written 8 or 16 bytes at a time, whose last
+// word is never zero (0 is written as -0), so a number tells by itself that it has come. The worker with a tile's last
+// part merges the tile, after everything else it has to do; it waits for workers of lower numbers only, which have
+// begun before it. It leaves zeros behind.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,11 +21,8 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float not_zero(float x) { return x == 0.0f ? -0.0f : x; }
-__device__ __forceinline__ bool has_come(float x) { return __float_as_uint(x) != 0; }
-__device__ __forceinline__ bool has_come(float2 x) { return has_come(x.x) && has_come(x.y); }
-__device__ __forceinline__ bool has_come(float4 x) {
-  return has_come(x.x) && has_come(x.y) && has_come(x.z) && has_come(x.w);
-}
+__device__ __forceinline__ bool has_come(float2 x) { return __float_as_uint(x.y) != 0; }
+__device__ __forceinline__ bool has_come(float4 x) { return __float_as_uint(x.w) != 0; }
 
 // What a row's output, relative to `max`, is to be multiplied by in the end. Row `row` of the item's rows is query
 // token * group + query head. The sink counts once, here; one thread a row writes the LSE.
@@ -76,8 +74,7 @@ template <int kHeadDim>
 __device__ __forceinline__ void write_part(const RunArgs& args, const Item& item, int row, int d, float4 o, float max,
                                            float sum) {
   const int slot = item.first_slot + item.part;
-  store_relaxed(slot_out<kHeadDim>(args, slot, row, d),
-                make_float4(not_zero(o.x), not_zero(o.y), not_zero(o.z), not_zero(o.w)));
+  store_relaxed(slot_out<kHeadDim>(args, slot, row, d), make_float4(o.x, o.y, o.z, not_zero(o.w)));
   if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float2(max, not_zero(sum)));
 }
 
@@ -99,33 +96,27 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
   auto* share_sums = reinterpret_cast<float4*>(shared);             // [kThreads]
   auto* factors = reinterpret_cast<float*>(share_sums + kThreads);  // [kMaxRows]
   auto* weights = reinterpret_cast<float2*>(factors + kMaxRows);    // [rows][parts]: maximum, then weight; sum
-  const int64_t part_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
 
-  const int share = shares == 1 ? 0 : threadIdx.x / vectors;
-  int vector = threadIdx.x - share * vectors;
-  float4 out[kAtOnce];
-  // Asks for those of a thread's next parts, `shares` apart, that have not come yet: all at once.
-  const auto ask = [&](int first_part) {
-    const float4* from =
-        slot_out<kHeadDim>(args, item.first_slot + first_part, vector / kVectors, vector % kVectors * 4);
+  // A thread sums up every `shares`th part of its vectors.
+  const int share = shares == 1 ? 0 : threadIdx.x / vectors, first_vector = threadIdx.x - share * vectors;
+  const int64_t stride = static_cast<int64_t>(args.slot_rows) * kVectors * shares;
+  float4 out[kAtOnce] = {};
+  // Asks for those of the next `count` parts that have not come yet, all at once.
+  const auto ask = [&](const float4* from, int count) {
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      if (first_part + j * shares < parts && !has_come(out[j])) out[j] = load_relaxed(from);
-      from += shares * part_stride;
+      if (j < count && !has_come(out[j])) out[j] = load_relaxed(from + j * stride);
     }
   };
-  const auto missing = [&](int first_part) {
+  const auto missing = [&](int count) {
     bool any = false;
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) any |= first_part + j * shares < parts && !has_come(out[j]);
+    for (int j = 0; j < kAtOnce; ++j) any |= j < count && !has_come(out[j]);
     return any;
   };
-  const auto forget = [&] {
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) out[j] = {};
-  };
-  forget();
-  if (share < shares && vector < vectors) ask(share);  // they may come while the weights are found
+  const int my_parts = share < shares && first_vector < vectors ? (parts - share + shares - 1) / shares : 0;
+  float4* from = slot_out<kHeadDim>(args, item.first_slot + share, 0, 0) + first_vector;
+  ask(from, my_parts);  // they may come while the weights are found
 
   for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
     float2* row_weights = weights + row * parts;
@@ -138,6 +129,7 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
       row_weights[part] = part_sum;
       max = fmaxf(max, part_sum.x);
     }
+    ask(from, my_parts);
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, distance));
     for (int part = lane; part < parts; part += 32) {
@@ -152,27 +144,29 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
   }
   __syncthreads();
 
-  for (; vector < vectors; vector += kThreads) {
+  for (int vector = first_vector; vector < vectors; vector += kThreads) {
     const int row = vector / kVectors, d = vector % kVectors * 4;
+    const float2* row_weights = weights + row * parts + share;
     float4 total = {};
-    for (int part = share; share < shares && part < parts; part += kAtOnce * shares) {
-      while (missing(part)) ask(part);
-      float4* from = slot_out<kHeadDim>(args, item.first_slot + part, row, d);
+    from = slot_out<kHeadDim>(args, item.first_slot + share, 0, 0) + vector;
+    for (int done = 0; done < my_parts; done += kAtOnce) {
+      const int count = my_parts - done;
+      while (missing(count)) ask(from, count);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        if (part + j * shares >= parts) break;
-        *from = {};
-        add(total, weights[row * parts + part + j * shares].x, out[j]);
-        from += shares * part_stride;
+        if (j < count) {
+          add(total, row_weights[(done + j) * shares].x, out[j]);
+          from[j * stride] = {};
+          out[j] = {};
+        }
       }
-      forget();
+      from += kAtOnce * stride;
     }
-    if (shares == 1) {
-      write_out<kBf16>(args, item, row, d, total, factors[row]);
-    } else {
+    if (shares > 1) {
       share_sums[threadIdx.x] = total;
+      break;
     }
-    if (shares > 1) break;
+    write_out<kBf16>(args, item, row, d, total, factors[row]);
   }
   if (shares > 1) {
     __syncthreads();
