@@ -47,32 +47,15 @@ class PrefillConsumer {
       softmax_.update(s, p, nothing);
       release_output();
 
+#pragma unroll 1
       for (int n = end_block_ - 2; n >= first_block_; --n) {
-        take_turn();
-        start_scores(s);
-        start_values(o, p, n < end_block_ - 2);
-        pass_turn();
         if constexpr (Config::kOverlapValues) {
-          wgmma_wait<1>();
-          wgmma_touch(s);
-          release_keys();
-          Weights next;  // the product with V goes on, and reads `p`
-          const bool done = exponentials(s, next, n);
-          wgmma_wait<0>();
-          wgmma_touch(o);
-          wgmma_touch(p);
-          release_values();
-          if (!done) update(s, next, o);
+          Weights next;
+          step(s, o, p, next, n);
 #pragma unroll
           for (int i = 0; i < kKeys / 4; ++i) p[i] = next[i];
         } else {
-          wgmma_wait<0>();
-          wgmma_touch(s);
-          wgmma_touch(o);
-          wgmma_touch(p);
-          release_keys();
-          release_values();
-          if (!exponentials(s, p, n)) update(s, p, o);
+          step(s, o, p, p, n);
         }
       }
 
@@ -113,6 +96,28 @@ class PrefillConsumer {
   }
 
  private:
+  // Scores of block n, values of block n + 1 with its probabilities `p`; then probabilities of block n, to `next`.
+  // Where they are not the same, the product with V may go on meanwhile.
+  __device__ void step(Scores& s, Accumulators& o, Weights& p, Weights& next, int n) {
+    take_turn();
+    start_scores(s);
+    start_values(o, p, n < end_block_ - 2);
+    pass_turn();
+    wgmma_wait<Config::kOverlapValues ? 1 : 0>();
+    wgmma_touch(s);
+    release_keys();
+    bool done = false;
+    if constexpr (Config::kOverlapValues) {
+      done = exponentials(s, next, n);
+      wgmma_wait<0>();
+    }
+    wgmma_touch(o);
+    wgmma_touch(p);
+    release_values();
+    if constexpr (!Config::kOverlapValues) done = exponentials(s, next, n);
+    if (!done) update(s, next, o);
+  }
+
   // Where a tile's results go.
   struct Output {
     int q_row;

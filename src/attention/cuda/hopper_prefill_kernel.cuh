@@ -32,7 +32,7 @@ struct PrefillConfig {
   static constexpr int kConsumerRegisters = (168 * 3 - kProducerRegisters) / 2 / 8 * 8;
   static constexpr int kTileSlots = 2;
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
-  static constexpr bool kOverlapValues = kHeadDim <= 128;
+  static constexpr bool kOverlapValues = kHeadDim == 128;
   static constexpr int kPanels = kHeadDim / 64;
   static constexpr int kPanelsV = kHeadDimV / 64;
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;

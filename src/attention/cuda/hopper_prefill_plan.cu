@@ -42,6 +42,7 @@ __device__ int64_t block_scan(int64_t value, int64_t* warp_sums, int64_t& total)
 // A chunk is as much as fits in the cache or as makes two tiles for each multiprocessor, whichever is less: reading of
 // K and V from memory then spreads over the whole run, and the tiles are still many enough to be shared out evenly.
 constexpr int64_t kChunkWeight = 1 << 20;
+constexpr int kLastChunks = 2;
 
 __device__ int tiles_of_request(const PrefillPlanArgs& args, int b) {
   return (args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b] + kPrefillTileRows - 1) / kPrefillTileRows;
@@ -79,7 +80,9 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
   int64_t total_weight;
   block_scan(weight, shared.warp_sums, total_weight);
   atomicMax(&shared.longest, longest);
-  const int64_t chunk_weight = max(kChunkWeight, total_weight / kMaxPrefillChunks + 1);
+  const int64_t chunk_weight = max(kChunkWeight, total_weight / (kMaxPrefillChunks - 1) + 1);
+  // The end is one chunk of several: its tiles are what evens out the multiprocessors.
+  const int last_chunk = static_cast<int>(max(int64_t{0}, total_weight / chunk_weight - kLastChunks));
   int64_t before = 0;
   int64_t tiles_before = 0;
   for (int first = 0; first < args.batch; first += kThreads) {
@@ -92,7 +95,7 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
     tiles_before += sum;
     if (b < args.batch) {
       args.tile_of_request[b] = static_cast<int>(tile);
-      const int chunk = min(static_cast<int>(prefix / chunk_weight), kMaxPrefillChunks - 1);
+      const int chunk = min(static_cast<int>(prefix / chunk_weight), last_chunk);
       args.chunk_of_request[b] = chunk;
       atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_keys[chunk]),
                 static_cast<unsigned long long>(args.cache_seqlens[b]));
