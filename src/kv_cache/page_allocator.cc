@@ -151,9 +151,8 @@ void PageAllocator::isolate(std::span<const Violation> violations) {
     state = {State::kIsolated, -1};
     --capacity_;
   }
-  std::erase_if(free_, [&](PageId page) {
-    return page >= 0 && page < num_pages() && states_[page].state == State::kIsolated;
-  });
+  std::erase_if(
+      free_, [&](PageId page) { return page >= 0 && page < num_pages() && states_[page].state == State::kIsolated; });
 }
 
 void PageAllocator::free_all() {

@@ -264,14 +264,16 @@ void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
 
 bool SchedulerLoop::fit_to_cache(Answer& answer) {
   // The cache holds less than when the request was taken only if it has lost pages.
-  const auto room = static_cast<int>(std::min<int64_t>(answer.max_tokens, int64_t{cache_.capacity()} * cache_.page_size()));
+  const auto room =
+      static_cast<int>(std::min<int64_t>(answer.max_tokens, int64_t{cache_.capacity()} * cache_.page_size()));
   if (answer.num_prompt_tokens < room) {
     answer.completion.limit(room - answer.num_prompt_tokens);
     answer.max_tokens = room;
     return true;
   }
   answer.group->end(answer, FinishReason::kError,
-                    resource_exhausted("prompt: ", answer.num_prompt_tokens, " tokens, but the KV cache has lost pages and holds ", room));
+                    resource_exhausted("prompt: ", answer.num_prompt_tokens,
+                                       " tokens, but the KV cache has lost pages and holds ", room));
   if (trace_) trace_->ended(answer, to_string(answer.end_reason));
   answer.state = Request::State::kFinished;
   ++totals_.finished_requests;

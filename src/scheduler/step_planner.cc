@@ -54,7 +54,8 @@ StepPlan StepPlanner::plan() {
   continue_prefills(plan, budget);
   // Who has just lost its pages must not get them back in the same breath.
   const auto [first_left, reason] = has_retracted_ ? std::pair{size_t{0}, WaitReason::kPages} : admit(plan, budget);
-  for (size_t i = first_left; options_.explains_waiting && i < waiting_.size(); ++i) set_wait_reason(waiting_[i], reason);
+  for (size_t i = first_left; options_.explains_waiting && i < waiting_.size(); ++i)
+    set_wait_reason(waiting_[i], reason);
   for (const StepPlan::Item& item : plan.items) item.request->is_planned = false;
   for (const StepPlan::Fork& fork : plan.forks) fork.request->is_planned = false;
   return plan;
