@@ -140,9 +140,10 @@ typedef struct onepass_attention_params {
   float softcap;      /* 0: none */
   int32_t num_splits; /* 0: the kernel chooses, 1: never, n: at most n parts */
   const float* sinks; /* [num_heads], or null */
-  int32_t split_size; /* > 0: cuts every split_size keys, so that a result does not depend on the rest of the batch */
-  int32_t
-      batch_invariant; /* 0 or 1; with a split_size: bits do not depend on the batch or on how a prompt is chunked */
+  /* > 0: cuts every split_size keys, so that a result does not depend on the rest of the batch. */
+  int32_t split_size;
+  /* 0 or 1, with a split_size: bits do not depend on the batch, nor on the chunks of a prompt. */
+  int32_t batch_invariant;
 } onepass_attention_params;
 
 typedef struct onepass_attention_kernel onepass_attention_kernel;

@@ -6,6 +6,7 @@ import torch
 
 from onepass import _device
 from onepass._call import Call
+from onepass._compile import is_compiling, uncompiled
 
 # The tensors of a call, in this order, and its options. Names are those of flash_attn_with_kvcache; keys and values of the
 # other functions go by k_cache and v_cache.
@@ -24,6 +25,8 @@ PLAIN_NAMES = ("k", "v", "seqused_k")
 
 def attend(tensors: tuple, options: tuple, metadata: torch.Tensor | None = None) -> tuple:
     """out and softmax_lse (None unless wanted). What is None costs nothing; cache_seqlens may be a number."""
+    if is_compiling():
+        return attend_uncompiled(tensors, options, metadata)
     key = [options]
     for t in tensors:
         if t is None or type(t) is int:
@@ -46,6 +49,9 @@ def attend(tensors: tuple, options: tuple, metadata: torch.Tensor | None = None)
         calls.keep(whole, call)
     calls.last_key, calls.last = key, call
     return call(tensors, metadata)
+
+
+attend_uncompiled = uncompiled(attend)
 
 
 def _contiguous(a) -> dict:

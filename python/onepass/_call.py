@@ -331,7 +331,8 @@ class Call:
         else:
             scratch, planned = plan_of(metadata).scratch_for(self, memory, stream)
         queue = self.library.attention_run if planned else self.library.attention_plan_and_run
-        queue(*self.where, scratch.data_ptr(), self.scratch_bytes, stream)
+        handle, kernel, params = self.where
+        queue(handle, kernel, params, scratch.data_ptr(), self.scratch_bytes, stream)
         return out, self._shaped(lse)
 
     def _append(self, tensors: tuple, q, page_table, memory: _device.Memory, stream: int) -> tuple:

@@ -10,6 +10,7 @@ VERSION = 1
 
 OK, INVALID_ARGUMENT, UNSUPPORTED = 0, 1, 2
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+LAUNCH = [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_char_p, c_size_t]
 
 
 def _fields(text: str) -> list:
@@ -94,7 +95,6 @@ class Library:
             )
         self._message = ctypes.create_string_buffer(1024)
         tail = [c_char_p, c_size_t]
-        launch = [c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, *tail]
         self.device_open = self._function("device_open", [c_int32, POINTER(c_void_p), *tail])
         self.attention_choose = self._function(
             "attention_choose", [c_void_p, c_void_p, c_char_p, POINTER(c_void_p), *tail]
@@ -102,9 +102,9 @@ class Library:
         self.attention_scratch_bytes = self._function(
             "attention_scratch_bytes", [c_void_p, c_void_p, c_void_p, POINTER(c_int64), *tail]
         )
-        self.attention_plan = self._function("attention_plan", launch)
-        self.attention_run = self._function("attention_run", launch)
-        self.attention_plan_and_run = self._function("attention_plan_and_run", launch)
+        self.attention_plan = self._function("attention_plan", LAUNCH)
+        self.attention_run = self._function("attention_run", LAUNCH)
+        self.attention_plan_and_run = self._function("attention_plan_and_run", LAUNCH)
         self.attention_merge = self._function("attention_merge", [c_void_p, c_void_p, c_void_p, *tail])
         self.append_kv = self._function("append_kv", [c_void_p, c_void_p, c_void_p, *tail])
         self.stream_capture_id = self._function("stream_capture_id", [c_void_p, POINTER(c_uint64), *tail])
@@ -115,6 +115,14 @@ class Library:
         function = getattr(self._lib, "onepass_" + name)
         function.argtypes, function.restype = argtypes, c_int32
         message, size, fail = self._message, len(self._message), self._fail
+        if argtypes == LAUNCH:  # every call's: spelled out it takes less time
+
+            def launch(device, kernel, params, scratch, scratch_bytes, stream) -> None:
+                status = function(device, kernel, params, scratch, scratch_bytes, stream, message, size)
+                if status != OK:
+                    fail(status)
+
+            return launch
 
         def call(*arguments) -> None:
             status = function(*arguments, message, size)

@@ -10,6 +10,7 @@ class Plan:
         self._expected = expected  # fields of AttentionParams
         self._kernel = kernel  # whose scratch it is
         self._scratch = scratch
+        self._capture = 0  # in which the scratch was made; its zeros are there when that graph is replayed
         self._planned = None
 
     def scratch_for(self, call, memory, stream: int) -> tuple[torch.Tensor, bool]:
@@ -18,8 +19,9 @@ class Plan:
             found = getattr(call.params, name)
             if found != expected:
                 raise ValueError(f"scheduler_metadata: made for {name} {expected}, found {found} in this call")
-        if self._kernel != call.kernel_number or self._scratch.numel() < call.scratch_bytes:
-            self._kernel = call.kernel_number
+        stays = self._kernel == call.kernel_number and self._capture in (0, memory.capture)
+        if not stays or self._scratch.numel() < call.scratch_bytes:
+            self._kernel, self._capture = call.kernel_number, memory.capture
             self._scratch = torch.zeros(call.scratch_bytes, dtype=torch.uint8, device=call.device)
         planned, self._planned = self._planned, (call, memory.capture, stream)
         return self._scratch, planned == self._planned

@@ -16,6 +16,7 @@ import torch
 from onepass import _device, _library
 from onepass._attention import CACHE_NAMES, PLAIN_NAMES, attend
 from onepass._checks import DTYPES, expect_device, expect_like, expect_tensor, refuse, refuse_gradients
+from onepass._compile import uncompiled
 from onepass._plan import Plan
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 _NONE = (None,) * 13
 
 
-def _refuse(qv, q_descale, k_descale, v_descale) -> None:
+def _refuse_unsupported(qv, q_descale, k_descale, v_descale) -> None:
     refuse("qv", qv, "a second query tensor, of MLA, is not supported")
     for name, descale in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
         refuse(name, descale, "scales belong to float8 tensors, which are not supported")
@@ -57,8 +58,9 @@ def flash_attn_func(
 ):
     """Attention of q [batch, seqlen_q, heads, head_dim] over k and v [batch, seqlen_k, heads_kv, head_dim(_v)], the mask
     aligned to the bottom right. Returns out, or (out, softmax_lse) with return_attn_probs."""
-    _refuse(qv, q_descale, k_descale, v_descale)
-    if torch.is_grad_enabled():
+    if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
+        _refuse_unsupported(qv, q_descale, k_descale, v_descale)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         refuse_gradients(q=q, k=k, v=v)
     options = (PLAIN_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, None)
     out, lse = attend((q, k, v, *_NONE), (*options, return_attn_probs, False))
@@ -93,8 +95,9 @@ def flash_attn_varlen_func(
     """The same over sequences that lie one after the other: q [total_q, heads, head_dim], sequence b in its rows
     cu_seqlens_q[b] to cu_seqlens_q[b + 1], k and v likewise. Of these, seqused_q and seqused_k [batch] say how many count;
     query rows that do not give 0. Returns out, or (out, softmax_lse [heads, total_q]) with return_attn_probs."""
-    _refuse(qv, q_descale, k_descale, v_descale)
-    if torch.is_grad_enabled():
+    if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
+        _refuse_unsupported(qv, q_descale, k_descale, v_descale)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         refuse_gradients(q=q, k=k, v=v)
     options = (
         PLAIN_NAMES,
@@ -150,8 +153,9 @@ def flash_attn_with_kvcache(
     queries; what would go past the capacity is dropped. cache_batch_idx chooses entries (or rows of the page table),
     cache_leftpad hides keys at the front. Returns out, or with return_softmax_lse (out, softmax_lse, and two empty tensors where
     FlashAttention-3 has its partial results)."""
-    _refuse(qv, q_descale, k_descale, v_descale)
-    if torch.is_grad_enabled():
+    if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
+        _refuse_unsupported(qv, q_descale, k_descale, v_descale)
+    if torch.is_grad_enabled() and (k is not None or q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
         refuse_gradients(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
     options = (
         CACHE_NAMES,
@@ -202,6 +206,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     return result, lse.transpose(1, 2)
 
 
+@uncompiled
 def _merge(out_partial, lse_partial, out, lse) -> None:
     """By onepass_attention_merge, for which a batch's rows are rows like any other."""
     parts, batch, seqlen, heads, head_dim = out_partial.shape
@@ -237,6 +242,7 @@ def _merge(out_partial, lse_partial, out, lse) -> None:
             lse.copy_(merged_lse.view(heads, batch, seqlen).transpose(0, 1))
 
 
+@uncompiled
 def get_scheduler_metadata(
     batch_size,
     max_seqlen_q,

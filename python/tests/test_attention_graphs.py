@@ -2,6 +2,8 @@
 
 import torch
 from onepass.flash_attn_interface import (
+    flash_attn_combine,
+    flash_attn_func,
     flash_attn_varlen_func,
     flash_attn_with_kvcache,
     get_scheduler_metadata,
@@ -153,3 +155,18 @@ def test_streams(gpu):
         for out in results[i]:
             for b in range(3):
                 check(out[b], None, q[i][b], *cache.keys[b])
+
+
+def test_compiled(gpu):
+    """torch.compile breaks its graph around a call and runs it as it is."""
+    q, k, v = (torch.randn((2, 40, n, 128), device=gpu).to(BF16) for n in (8, 2, 2))
+
+    @torch.compile(backend="eager")
+    def halves(q, k, v):
+        parts = [flash_attn_func(q * 1, k[:, s], v[:, s], return_attn_probs=True) for s in (slice(16), slice(16, 40))]
+        out = torch.stack([p[0].float() for p in parts])
+        return flash_attn_combine(out, torch.stack([p[1] for p in parts]).transpose(2, 3), out_dtype=BF16)
+
+    out, lse = halves(q, k, v)
+    for b in range(2):
+        check(out[b], lse[b].T, q[b], k[b], v[b])

@@ -31,6 +31,9 @@ struct CudaInfo {
 // one, the first call creates a CUDA context on each GPU (a few hundred milliseconds each).
 CudaInfo query_cuda();
 
+// The GPUs by number alone, without a context on any: at least one, or an error that says why there is none.
+StatusOr<int> count_gpus();
+
 // One GPU by CUDA's number, without a look at the others. Leaves the current GPU as it was.
 StatusOr<GpuInfo> query_gpu(int index);
 

@@ -1,4 +1,4 @@
-// query_cuda() and query_gpu() of a binary built without nvcc.
+// The queries of a binary built without nvcc.
 #include "tensor/cuda_info.h"
 
 namespace onepass {
@@ -8,6 +8,8 @@ CudaInfo query_cuda() {
   info.problem = "this binary was built without CUDA";
   return info;
 }
+
+StatusOr<int> count_gpus() { return not_found("this binary was built without CUDA"); }
 
 StatusOr<GpuInfo> query_gpu(int) { return not_found("this binary was built without CUDA"); }
 

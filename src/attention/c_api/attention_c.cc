@@ -102,6 +102,13 @@ Status queue(const Steps& steps, const onepass_device* device, const onepass_att
   return steps.run ? k.run(p, device->gpu, memory, to) : ok_status();
 }
 
+Status count_devices(int32_t* count) {
+  ONEPASS_RETURN_IF_ERROR(expect_address(count, "count"));
+  *count = 0;
+  ONEPASS_ASSIGN_OR_RETURN(*count, count_gpus());
+  return ok_status();
+}
+
 Status open(int32_t index, onepass_device** device) {
   ONEPASS_RETURN_IF_ERROR(expect_address(device, "device"));
   *device = nullptr;
@@ -180,15 +187,7 @@ extern "C" {
 int32_t onepass_attention_version(void) { return ONEPASS_ATTENTION_VERSION; }
 
 onepass_status onepass_device_count(int32_t* count, char* message, size_t message_size) {
-  int found = 0;
-  onepass::Status status = onepass::c_api::expect_address(count, "count");
-  if (status.ok()) {
-    const onepass::CudaInfo info = onepass::query_cuda();
-    found = static_cast<int>(info.gpus.size());
-    if (found == 0) status = onepass::not_found(info.problem);
-    *count = found;
-  }
-  return report(status, message, message_size);
+  return report(onepass::c_api::count_devices(count), message, message_size);
 }
 
 onepass_status onepass_device_open(int32_t index, onepass_device** device, char* message, size_t message_size) {

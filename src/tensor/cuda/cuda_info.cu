@@ -23,18 +23,6 @@ GpuInfo describe_gpu(int index) {
   return gpu;
 }
 
-// Sets `count`; returns why there are none.
-std::string count_gpus(int& count) {
-  int driver_version = 0;
-  cudaDriverGetVersion(&driver_version);
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (driver_version != 0 && error == cudaSuccess && count > 0) return "";
-  cudaGetLastError();  // the error is told; later calls must not find it
-  count = 0;
-  if (driver_version == 0) return "no NVIDIA driver";
-  return error != cudaSuccess ? cudaGetErrorString(error) : "no NVIDIA GPU";
-}
-
 }  // namespace
 
 CudaInfo query_cuda() {
@@ -42,20 +30,31 @@ CudaInfo query_cuda() {
   info.compiled = true;
   cudaRuntimeGetVersion(&info.runtime_version);
   cudaDriverGetVersion(&info.driver_version);
-  int count = 0;
-  info.problem = count_gpus(count);
-  if (!info.problem.empty()) return info;
+  const StatusOr<int> count = count_gpus();
+  if (!count.ok()) {
+    info.problem = std::string(count.status().message());
+    return info;
+  }
   int current = 0;
   cudaGetDevice(&current);
-  for (int index = 0; index < count; ++index) info.gpus.push_back(describe_gpu(index));
+  for (int index = 0; index < *count; ++index) info.gpus.push_back(describe_gpu(index));
   cudaSetDevice(current);
   cudaGetLastError();
   return info;
 }
 
+StatusOr<int> count_gpus() {
+  int driver_version = 0, count = 0;
+  cudaDriverGetVersion(&driver_version);
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (driver_version != 0 && error == cudaSuccess && count > 0) return count;
+  cudaGetLastError();  // the error is told; later calls must not find it
+  if (driver_version == 0) return not_found("no NVIDIA driver");
+  return not_found(error != cudaSuccess ? cudaGetErrorString(error) : "no NVIDIA GPU");
+}
+
 StatusOr<GpuInfo> query_gpu(int index) {
-  int count = 0;
-  if (const std::string problem = count_gpus(count); !problem.empty()) return not_found(problem);
+  ONEPASS_ASSIGN_OR_RETURN(const int count, count_gpus());
   if (index < 0 || index >= count) {
     return not_found("GPU ", index, ": expected 0 to ", count - 1, ", the GPUs of this machine");
   }
