@@ -243,7 +243,9 @@ class Loader {
       if (item_ == first_.num_items) {
         done_ = true;
         active_ = false;
-        let_next_kernel_start();  // memory will soon be idle: its prefetches may come
+        // Memory will soon be idle: the next kernel's prefetches may come. With more than one item they come at the end
+        // of the last, as these are long stretches, of which the slowest needs all the bandwidth.
+        if (first_.num_items <= 1) let_next_kernel_start();
         return;
       }
       open(place_.load_item(args_, first_.next_item, item_));
