@@ -6,8 +6,10 @@
 namespace onepass {
 namespace {
 
-constexpr std::array<const CudaAttentionKernel*, 2> kKernels = {
+constexpr std::array<const CudaAttentionKernel*, 4> kKernels = {
     &kHopperDecode,
+    &kHopperPrefill,
+    &kPortableAttention,
     &kNaiveAttention,
 };
 

@@ -1,0 +1,180 @@
+// The host's side of the Hopper prefill kernel: what it serves, its scratch, tensor maps and launches.
+#include "attention/cuda/hopper_prefill.h"
+
+#include <bit>
+#include <numeric>
+
+#include "attention/cuda/kernels.h"
+#include "attention/cuda/tensor_map.h"
+#include "tensor/cuda/cuda_status.h"
+
+namespace onepass {
+namespace {
+
+using hopper::PrefillKernel;
+
+// Boxes smaller than this would be many: the portable kernel takes such pages.
+constexpr int kSmallestPage = 8;
+
+// The first instantiation that fits, or null.
+const PrefillKernel* find_kernel(const AttentionParams& p) {
+  for (const PrefillKernel& kernel :
+       p.q_dtype == DType::kBF16 ? hopper::prefill_kernels_bf16() : hopper::prefill_kernels_fp16()) {
+    if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
+    if (p.page_table != nullptr && kernel.keys % p.page_size != 0 && p.page_size % kernel.keys != 0) continue;
+    return &kernel;
+  }
+  return nullptr;
+}
+
+Status supports(const AttentionParams& p, const GpuInfo& gpu) {
+  if (gpu.compute_capability != 90) {
+    return unimplemented("hopper-prefill: expected a GPU of compute capability 9.0, found ",
+                         gpu.compute_capability / 10, ".", gpu.compute_capability % 10);
+  }
+  if (p.q_dtype != DType::kBF16 && p.q_dtype != DType::kF16) {
+    return unimplemented("hopper-prefill: q_dtype: expected float16 or bfloat16, found ", to_string(p.q_dtype));
+  }
+  if (p.kv_dtype != p.q_dtype || p.out_dtype != p.q_dtype) {
+    return unimplemented("hopper-prefill: kv_dtype and out_dtype: expected q's, ", to_string(p.q_dtype), ", found ",
+                         to_string(p.kv_dtype), " and ", to_string(p.out_dtype));
+  }
+  if (p.softcap > 0.0f) return unimplemented("hopper-prefill: softcap: expected 0, found ", p.softcap);
+  if (!(p.softmax_scale > 0.0f)) {
+    return unimplemented("hopper-prefill: softmax_scale: expected more than 0, found ", p.softmax_scale);
+  }
+  if (p.q_descale != nullptr || p.k_descale != nullptr || p.v_descale != nullptr) {
+    return unimplemented("hopper-prefill: q_descale, k_descale and v_descale: expected none");
+  }
+  if (p.num_splits > 1) return unimplemented("hopper-prefill: num_splits: expected 0 or 1, found ", p.num_splits);
+  if (p.split_size > 0) return unimplemented("hopper-prefill: split_size: expected 0, found ", p.split_size);
+  if (p.total_kv_rows <= 0) return unimplemented("hopper-prefill: total_kv_rows: expected to know it, found 0");
+  if (p.page_table != nullptr && (p.page_size < kSmallestPage || !std::has_single_bit(unsigned(p.page_size)))) {
+    return unimplemented("hopper-prefill: page_size: expected a power of two of at least ", kSmallestPage, ", found ",
+                         p.page_size);
+  }
+  if (find_kernel(p) == nullptr) {
+    return unimplemented("hopper-prefill: head_dim and head_dim_v: expected 64, 128, 192 and 128, or 256, found ",
+                         p.head_dim, " and ", p.head_dim_v, p.page_table != nullptr ? " with pages of " : "",
+                         p.page_table != nullptr ? str_cat(p.page_size) : "");
+  }
+  return ok_status();
+}
+
+struct Layout {
+  int64_t entries = 0;  // offsets in scratch
+  int64_t chunks = 0;   // of the requests, then their first tiles
+  int64_t bytes = 0;
+};
+
+int64_t max_entries(const AttentionParams& p) { return p.total_q / hopper::kPrefillTileRows + p.batch; }
+
+Layout layout(const AttentionParams& p) {
+  Layout layout;
+  layout.entries = sizeof(hopper::PrefillPlan);
+  layout.chunks = layout.entries + max_entries(p) * static_cast<int64_t>(sizeof(hopper::PrefillEntry));
+  layout.bytes = layout.chunks + 2 * p.batch * static_cast<int64_t>(sizeof(int32_t));
+  return layout;
+}
+
+int64_t scratch_bytes(const AttentionParams& p, const GpuInfo&) { return layout(p).bytes; }
+
+hopper::KeyMask key_mask(const AttentionParams& p) {
+  return {.window_left = p.window_left, .window_right = p.causal ? 0 : p.window_right, .chunk = p.attention_chunk};
+}
+
+template <typename U>
+U* at(const CudaScratch& scratch, int64_t offset) {
+  return reinterpret_cast<U*>(static_cast<char*>(scratch.data) + offset);
+}
+
+Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
+  if (p.total_q == 0 || p.batch == 0) return ok_status();
+  const Layout at_bytes = layout(p);
+  hopper::PrefillPlanArgs args;
+  args.cu_seqlens_q = p.cu_seqlens_q;
+  args.cache_seqlens = p.cache_seqlens;
+  args.cu_seqlens_k = p.page_table == nullptr ? p.cu_seqlens_k : nullptr;
+  args.batch = p.batch;
+  args.num_heads = p.num_heads;
+  args.heads_per_kv = p.num_heads / p.num_heads_kv;
+  // Two thirds of the L2 cache: the rest is for queries, outputs and what the other groups' stragglers read.
+  args.multiprocessors = gpu.multiprocessors;
+  args.cached_keys = std::max<int64_t>(1, gpu.l2_cache_bytes * 2 / 3 / ((p.head_dim + p.head_dim_v) * 2));
+  args.mask = key_mask(p);
+  args.plan = at<hopper::PrefillPlan>(scratch, 0);
+  args.entries = at<hopper::PrefillEntry>(scratch, at_bytes.entries);
+  args.chunk_of_request = at<int32_t>(scratch, at_bytes.chunks);
+  args.tile_of_request = args.chunk_of_request + p.batch;
+  hopper::launch_prefill_plan(args, stream);
+  return launch_status("hopper-prefill: plan");
+}
+
+// K or V: [page, row, head, head_dim], contiguous ones as one page.
+StatusOr<CUtensorMap> key_value_map(const AttentionParams& p, const void* data, int head_dim, int64_t page_stride,
+                                    int64_t row_stride, int64_t head_stride, int box_rows) {
+  const bool paged = p.page_table != nullptr;
+  const int64_t rows = paged ? p.page_size : p.total_kv_rows;
+  const int64_t sizes[] = {head_dim, p.num_heads_kv, rows, p.total_kv_rows / rows};
+  const int64_t strides[] = {head_stride, row_stride, paged ? page_stride : row_stride};
+  const int box[] = {64, 1, box_rows, 1};
+  return make_tensor_map(data, p.kv_dtype, sizes, strides, box);
+}
+
+Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
+  if (p.total_q == 0 || p.batch == 0) return ok_status();
+  const PrefillKernel& kernel = *find_kernel(p);
+  const int box_rows = p.page_table != nullptr ? std::gcd(p.page_size, kernel.keys) : kernel.keys;
+  hopper::PrefillMaps maps;
+  {
+    const int64_t sizes[] = {p.head_dim, p.num_heads, p.total_q};
+    const int64_t strides[] = {p.q_head_stride, p.q_row_stride};
+    const int box[] = {64, 1, hopper::kPrefillTileRows};
+    ONEPASS_ASSIGN_OR_RETURN(maps.q, make_tensor_map(p.q, p.q_dtype, sizes, strides, box));
+  }
+  {
+    const int64_t sizes[] = {p.head_dim_v, p.num_heads, p.total_q};
+    const int64_t strides[] = {p.out_head_stride, p.out_row_stride};
+    const int box[] = {64, 1, 16};
+    ONEPASS_ASSIGN_OR_RETURN(maps.out, make_tensor_map(p.out, p.out_dtype, sizes, strides, box));
+  }
+  ONEPASS_ASSIGN_OR_RETURN(
+      maps.k, key_value_map(p, p.k, p.head_dim, p.k_page_stride, p.k_row_stride, p.k_head_stride, box_rows));
+  ONEPASS_ASSIGN_OR_RETURN(
+      maps.v, key_value_map(p, p.v, p.head_dim_v, p.v_page_stride, p.v_row_stride, p.v_head_stride, box_rows));
+
+  hopper::PrefillArgs args;
+  args.plan = at<hopper::PrefillPlan>(scratch, 0);
+  args.entries = at<hopper::PrefillEntry>(scratch, layout(p).entries);
+  args.page_table = p.page_table;
+  args.page_table_stride = p.page_table_stride;
+  args.page_shift = p.page_table != nullptr ? std::countr_zero(unsigned(p.page_size)) : 0;
+  args.box_rows = box_rows;
+  args.box_shift = p.page_table != nullptr ? std::countr_zero(unsigned(box_rows)) : 0;
+  args.boxes = kernel.keys / box_rows;
+  args.out = p.out;
+  args.out_row_stride = p.out_row_stride;
+  args.out_head_stride = p.out_head_stride;
+  args.softmax_lse = p.softmax_lse;
+  args.sinks = p.sinks;
+  args.total_q = p.total_q;
+  args.num_heads = p.num_heads;
+  args.heads_per_kv = p.num_heads / p.num_heads_kv;
+  args.softmax_scale = p.softmax_scale;
+  args.mask = key_mask(p);
+  const int64_t most_tiles = max_entries(p) * p.num_heads;
+  const int blocks = static_cast<int>(std::min<int64_t>(gpu.multiprocessors, most_tiles));
+  return cuda_status(kernel.launch(args, maps, blocks, stream), "hopper-prefill: run");
+}
+
+}  // namespace
+
+const CudaAttentionKernel kHopperPrefill = {
+    .name = "hopper-prefill",
+    .supports = supports,
+    .scratch_bytes = scratch_bytes,
+    .plan = plan,
+    .run = run,
+};
+
+}  // namespace onepass

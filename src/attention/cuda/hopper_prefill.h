@@ -1,0 +1,54 @@
+// What the instantiations of the Hopper prefill kernel share with the code that chooses among them.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <span>
+
+#include "attention/cuda/hopper_prefill_plan.h"
+#include "base/status.h"
+
+namespace onepass::hopper {
+
+struct PrefillArgs {
+  PrefillPlan* plan = nullptr;
+  const PrefillEntry* entries = nullptr;
+  const int32_t* page_table = nullptr;  // null: contiguous
+  int64_t page_table_stride = 0;
+  int32_t page_shift = 0;  // log2(page_size)
+  int32_t box_rows = 0;    // of K and V that one copy brings
+  int32_t box_shift = 0;   // log2(box_rows), of pages
+  int32_t boxes = 0;       // of a block
+  void* out = nullptr;
+  int64_t out_row_stride = 0;
+  int64_t out_head_stride = 0;
+  float* softmax_lse = nullptr;
+  const float* sinks = nullptr;
+  int32_t total_q = 0;
+  int32_t num_heads = 0;
+  int32_t heads_per_kv = 0;
+  float softmax_scale = 0.0f;
+  KeyMask mask;
+};
+
+struct PrefillMaps {
+  CUtensorMap q;
+  CUtensorMap k;
+  CUtensorMap v;
+  CUtensorMap out;
+};
+
+// One instantiation.
+struct PrefillKernel {
+  int head_dim = 0;
+  int head_dim_v = 0;
+  int keys = 0;  // of a block; a page of more keys is a multiple of it, one of less a divisor
+  cudaError_t (*launch)(const PrefillArgs& args, const PrefillMaps& maps, int blocks, CUstream_st* stream) = nullptr;
+};
+
+// All of them, the better of two that serve the same problem first.
+std::span<const PrefillKernel> prefill_kernels_bf16();
+std::span<const PrefillKernel> prefill_kernels_fp16();
+
+}  // namespace onepass::hopper

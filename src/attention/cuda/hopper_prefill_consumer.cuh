@@ -1,0 +1,354 @@
+// A consumer of the Hopper prefill kernel: a warpgroup that owns 64 queries of each tile.
+#pragma once
+
+#include "attention/cuda/hopper_prefill_kernel.cuh"
+#include "attention/cuda/hopper_prefill_softmax.cuh"
+
+namespace onepass::hopper {
+
+template <typename Config>
+class PrefillConsumer {
+  using T = typename Config::T;
+  static constexpr int kKeys = Config::kKeys;
+  using Scores = float[kKeys / 2];
+  using Weights = uint32_t[kKeys / 4];
+  using Accumulators = float[Config::kHeadDimV / 2];
+
+ public:
+  __device__ PrefillConsumer(const PrefillArgs& args, const PrefillMaps& maps, PrefillShared<Config> shared)
+      : args_(args),
+        maps_(maps),
+        shared_(shared),
+        warpgroup_(uniform(threadIdx.x / 128 - 1)),
+        warp_(uniform(threadIdx.x / 32 % 4)),
+        lane_(threadIdx.x % 32),
+        softmax_(args.softmax_scale * 1.4426950408889634f) {}
+
+  // A step is a pair of products, the scores of one block of keys and the values of the block before, and then the
+  // exponentials, while the other warpgroup has the tensor cores. The first scores of a tile go with the last values of
+  // the tile before.
+  __device__ void run() {
+    if (warpgroup_ == 1) pass_turn();  // the other warpgroup goes first
+    Scores s;
+    Weights p;
+    Accumulators o;
+    if (!next_tile()) return;
+    take_turn();
+    start_first_scores(s);
+    pass_turn();
+    wgmma_wait<0>();
+    wgmma_touch(s);
+    while (true) {
+      release_keys();
+      if (needs_mask(end_block_ - 1)) mask(s, end_block_ - 1);
+      softmax_.reset();
+      softmax_.subtract(s);
+      float nothing[2];
+      softmax_.update(s, p, nothing);
+      release_output();
+
+#pragma unroll 1
+      for (int n = end_block_ - 2; n >= first_block_; --n) {
+        if constexpr (Config::kOverlapValues) {
+          Weights next;
+          step(s, o, p, next, n);
+#pragma unroll
+          for (int i = 0; i < kKeys / 4; ++i) p[i] = next[i];
+        } else {
+          step(s, o, p, p, n);
+        }
+      }
+
+      const bool accumulate = end_block_ - first_block_ > 1;
+      const Output output{q_row_, rows_, head_, query_slot_};
+      if constexpr (Config::kQuerySlots > 1) {
+        const bool more = next_tile();
+        take_turn();
+        start_values(o, p, accumulate);
+        // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for
+        // which ptxas would serialize the products.
+        start_first_scores(s, more);
+        pass_turn();
+        wgmma_wait<0>();
+        wgmma_touch(s);
+        wgmma_touch(o);
+        release_values();
+        write(o, output);
+        if (!more) break;
+      } else {
+        take_turn();
+        start_values(o, p, accumulate);
+        pass_turn();
+        wgmma_wait<0>();
+        wgmma_touch(o);
+        release_values();
+        write(o, output);
+        release_output();
+        if (!next_tile()) break;
+        take_turn();
+        start_first_scores(s);
+        pass_turn();
+        wgmma_wait<0>();
+        wgmma_touch(s);
+      }
+    }
+    if (lane_ == 0) store_wait();
+  }
+
+ private:
+  // Scores of block n, values of block n + 1 with its probabilities `p`; then probabilities of block n, to `next`.
+  // Where they are not the same, the product with V may go on meanwhile.
+  __device__ void step(Scores& s, Accumulators& o, Weights& p, Weights& next, int n) {
+    take_turn();
+    start_scores(s);
+    start_values(o, p, n < end_block_ - 2);
+    pass_turn();
+    wgmma_wait<Config::kOverlapValues ? 1 : 0>();
+    wgmma_touch(s);
+    release_keys();
+    bool done = false;
+    if constexpr (Config::kOverlapValues) {
+      done = exponentials(s, next, n);
+      wgmma_wait<0>();
+    }
+    wgmma_touch(o);
+    wgmma_touch(p);
+    release_values();
+    if constexpr (!Config::kOverlapValues) done = exponentials(s, next, n);
+    if (!done) update(s, next, o);
+  }
+
+  // Where a tile's results go.
+  struct Output {
+    int q_row;
+    int rows;  // of the tile
+    int head;
+    int slot;
+  };
+
+  // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
+  __device__ void take_turn() const {
+    if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256);
+  }
+  __device__ void pass_turn() const {
+    if constexpr (Config::kTurns) named_barrier_arrive(2 - warpgroup_, 256);
+  }
+
+  __device__ void release_keys() {
+    if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot));
+    key_.advance();
+  }
+  __device__ void release_values() {
+    if (lane_ == 0) barrier_arrive(shared_.value_empty(value_.slot));
+    value_.advance();
+  }
+
+  // Waits for the next tile; false when there is none.
+  __device__ bool next_tile() {
+    barrier_wait(shared_.tile_full(tile_.slot), tile_.parity);
+    const PrefillTile tile = shared_.load_tile(tile_.slot);
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_.slot));
+    tile_.advance();
+    q_row_ = tile.q_row;
+    rows_ = tile.rows;
+    head_ = tile.head;
+    first_block_ = tile.first_block;
+    end_block_ = tile.end_block;
+    seqlen_k_ = tile.seqlen_k;
+    position_ = tile.position + 64 * warpgroup_;
+    // Blocks that all 64 rows see whole: full_first_ <= n < full_end_.
+    full_first_ = (args_.mask.first(position_ + 63) + kKeys - 1) / kKeys;
+    full_end_ = args_.mask.end(position_, seqlen_k_) / kKeys;
+    return rows_ > 0;
+  }
+
+  __device__ void start_first_scores(Scores& s, bool wait = true) {
+    query_slot_ = query_.slot;
+    if (wait) barrier_wait(shared_.query_full(query_.slot), query_.parity);
+    query_.advance();
+    start_scores(s, wait);
+  }
+
+  // Starts S = Q K^T for the next block of K.
+  __device__ void start_scores(Scores& s, bool wait = true) {
+    if (wait) barrier_wait(shared_.key_full(key_.slot), key_.parity);
+    const uint64_t q = row_descriptor(shared_.query(query_slot_) + warpgroup_ * 64 * 128);
+    const uint64_t k = row_descriptor(shared_.key(key_.slot));
+    wgmma_touch(s);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Config::kHeadDim / 16; ++i) {
+      const int panel = i / 4;
+      const int column = i % 4 * 32;  // bytes
+      wgmma_scores<T>(s, q + ((panel * Config::kRows * 128 + column) >> 4), k + ((panel * kKeys * 128 + column) >> 4),
+                      i > 0);
+    }
+    wgmma_commit();
+  }
+
+  // Starts O += P V (or O = P V) for the next block of V.
+  __device__ void start_values(Accumulators& o, Weights& p, bool accumulate) {
+    barrier_wait(shared_.value_full(value_.slot), value_.parity);
+    const uint64_t v = column_descriptor(shared_.value(value_.slot), kKeys * 128);
+    wgmma_touch(o);
+    wgmma_touch(p);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kKeys / 16; ++i) wgmma_values<T>(o, p + 4 * i, v + ((i * 16 * 128) >> 4), i > 0 || accumulate);
+    wgmma_commit();
+  }
+
+  __device__ int thread_row(int half) const { return 16 * warp_ + lane_ / 4 + 8 * half; }
+
+  __device__ bool needs_mask(int n) const { return n < full_first_ || n >= full_end_; }
+
+  // Keys that a row does not see get a score of -infinity. Of a thread's 32 columns (kKeys / 4) of a row, in order,
+  // those before some bound are the bits below a place: tests of constant bits are cheaper than comparisons.
+  __device__ void mask(Scores& s, int n) const {
+    const int column = n * kKeys + lane_ % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int position = position_ + thread_row(half);
+      const int seen = columns_before(args_.mask.end(position, seqlen_k_) - column);
+#pragma unroll
+      for (int word = 0; word < kKeys / 4; word += 32) {
+        const uint32_t bits = low_bits(seen - word);
+#pragma unroll
+        for (int i = word; i < kKeys / 4 && i < word + 32; ++i) {
+          if (!(bits >> (i - word) & 1)) s[4 * (i / 2) + 2 * half + i % 2] = -INFINITY;
+        }
+      }
+    }
+    if (n >= full_first_) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int unseen = columns_before(args_.mask.first(position_ + thread_row(half)) - column);
+#pragma unroll
+      for (int word = 0; word < kKeys / 4; word += 32) {
+        const uint32_t bits = low_bits(unseen - word);
+#pragma unroll
+        for (int i = word; i < kKeys / 4 && i < word + 32; ++i) {
+          if (bits >> (i - word) & 1) s[4 * (i / 2) + 2 * half + i % 2] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // How many of a thread's columns, 0, 1, 8, 9, 16, 17, ..., are less than `end`?
+  __device__ static int columns_before(int end) { return end <= 0 ? 0 : end / 8 * 2 + min(end % 8, 2); }
+  __device__ static uint32_t low_bits(int count) {
+    return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
+  }
+
+  // Scores of block n to exponents, and to probabilities too unless that needs update().
+  __device__ bool exponentials(Scores& s, Weights& p, int n) {
+    softmax_.subtract(s);
+    if (!needs_mask(n)) return softmax_.try_exponentials(s, p);
+    mask(s, n);
+    return false;
+  }
+  __device__ void update(const Scores& s, Weights& p, Accumulators& o) {
+    float correction[2];
+    softmax_.update(s, p, correction);
+    rescale(o, correction);
+  }
+
+  __device__ void rescale(Accumulators& o, const float (&correction)[2]) const {
+    if (!__any_sync(0xFFFFFFFF, correction[0] != 1.0f || correction[1] != 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < Config::kHeadDimV / 2; ++i) o[i] *= correction[i / 2 % 2];
+  }
+
+  // Divides by the denominator and writes a warp's 16 rows, by way of the shared memory where the queries were.
+  __device__ void write(const Accumulators& o, const Output& to) {
+    const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
+    softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
+    const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
+    // All warps have done with the queries: turns see to that when the next tile's have their own place.
+    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns) named_barrier_sync(3 + warpgroup_, 128);
+    const uint32_t stage = shared_.query(to.slot) + first_row * 128;
+    const int row = lane_ % 16;
+#pragma unroll
+    for (int i = 0; i < Config::kHeadDimV / 16; ++i) {
+      const int chunk = i % 4 * 2 + lane_ / 16;  // of 16 bytes
+      store_matrix_x4(stage + i / 4 * Config::kRows * 128 + row * 128 + ((chunk ^ (row % 8)) * 16),
+                      pack<T>(o[8 * i] * inverse[0], o[8 * i + 1] * inverse[0]),
+                      pack<T>(o[8 * i + 2] * inverse[1], o[8 * i + 3] * inverse[1]),
+                      pack<T>(o[8 * i + 4] * inverse[0], o[8 * i + 5] * inverse[0]),
+                      pack<T>(o[8 * i + 6] * inverse[1], o[8 * i + 7] * inverse[1]));
+    }
+    const int rows = to.rows - first_row;
+    fence_async_proxy();
+    __syncwarp();
+    if (rows >= 16) {
+      if (lane_ == 0) {
+#pragma unroll
+        for (int panel = 0; panel < Config::kPanelsV; ++panel) {
+          store_box_3d(stage + panel * Config::kRows * 128, &maps_.out, panel * 64, to.head, to.q_row + first_row);
+        }
+        store_commit();
+      }
+    } else {
+      // The rows behind belong to the next request.
+      for (int i = lane_; i < rows * (Config::kHeadDimV / 8); i += 32) {
+        const int r = i / (Config::kHeadDimV / 8);
+        const int c = i % (Config::kHeadDimV / 8);
+        T* out = static_cast<T*>(args_.out) + (to.q_row + first_row + r) * args_.out_row_stride +
+                 to.head * args_.out_head_stride + c * 8;
+        *reinterpret_cast<uint4*>(out) =
+            load_shared_16(stage + c / 8 * Config::kRows * 128 + r * 128 + ((c % 8 ^ (r % 8)) * 16));
+      }
+      fence_async_proxy();
+      __syncwarp();
+    }
+    written_slot_ = to.slot;
+    // After the fence, which would wait for these stores.
+    if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int tile_row = 64 * warpgroup_ + thread_row(half);
+      if (tile_row < to.rows) {
+        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row] = softmax_.log_sum(half);
+      }
+    }
+  }
+
+  // Gives the slot where the last output was staged back to the producer. Put off until the copy is sure to be over.
+  __device__ void release_output() {
+    if (written_slot_ < 0) return;
+    if (lane_ == 0) {
+      store_wait_read();
+      barrier_arrive(shared_.query_empty(written_slot_));
+    }
+    written_slot_ = -1;
+  }
+
+  const PrefillArgs& args_;
+  const PrefillMaps& maps_;
+  PrefillShared<Config> shared_;
+  const int warpgroup_;
+  const int warp_;
+  const int lane_;
+  PrefillSoftmax<T, kKeys> softmax_;
+
+  RingPlace<Config::kTileSlots> tile_;
+  RingPlace<Config::kQuerySlots> query_;
+  RingPlace<Config::kKeyStages> key_;
+  RingPlace<Config::kValueStages> value_;
+
+  // Of the current tile.
+  int query_slot_ = 0;
+  int q_row_ = 0;
+  int rows_ = 0;
+  int head_ = 0;
+  int position_ = 0;  // of this warpgroup's first row
+  int seqlen_k_ = 0;
+  int first_block_ = 0;
+  int end_block_ = 0;
+  int full_first_ = 0;
+  int full_end_ = 0;
+  int written_slot_ = -1;
+};
+
+}  // namespace onepass::hopper

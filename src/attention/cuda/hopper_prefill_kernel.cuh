@@ -1,0 +1,123 @@
+// The Hopper prefill kernel: one persistent thread block a multiprocessor, of three warpgroups. The first keeps the
+// copy engine busy; the others own 64 queries each of a tile of 128. docs/attention.md draws the schedule.
+#pragma once
+
+#include "attention/cuda/hopper_prefill.h"
+#include "attention/cuda/hopper_ptx.cuh"
+#include "attention/cuda/hopper_wgmma.cuh"
+
+namespace onepass::hopper {
+
+// Everything about one instantiation that is known to the compiler.
+template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kKeyStages_, int kValueStages_, int kQuerySlots_,
+          bool kTurns_ = true>
+struct PrefillConfig {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kHeadDimV = kHeadDimV_;
+  static constexpr int kKeys = kKeys_;                // of a block
+  static constexpr int kKeyStages = kKeyStages_;      // blocks of K in shared memory
+  static constexpr int kValueStages = kValueStages_;  // blocks of V
+  // With two slots the next tile's queries are there before this tile's end, and its first product overlaps the
+  // epilogue.
+  static constexpr int kQuerySlots = kQuerySlots_;
+
+  static constexpr bool kTurns = kTurns_;
+
+  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int kRows = 64 * kConsumers;
+  static constexpr int kThreads = 128 * (1 + kConsumers);
+  // 168 a thread at the launch; what the producer gives, the consumers take.
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = (168 * 3 - kProducerRegisters) / 2 / 8 * 8;
+  static constexpr int kTileSlots = 2;
+  // Whether there are registers for the next probabilities beside those that a product in flight reads.
+  static constexpr bool kOverlapValues = kHeadDim == 128;
+  static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kPanelsV = kHeadDimV / 64;
+  static constexpr int kQueryBytes = kRows * kHeadDim * 2;
+  static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
+  static constexpr int kValueBytes = kKeys * kHeadDimV * 2;
+
+  // Shared memory, from a 1024-byte boundary.
+  static constexpr int kKeyOffset = kQuerySlots * kQueryBytes;
+  static constexpr int kValueOffset = kKeyOffset + kKeyStages * kKeyBytes;
+  static constexpr int kTileOffset = kValueOffset + kValueStages * kValueBytes;
+  static constexpr int kBarrierOffset = kTileOffset + kTileSlots * 48;
+  static constexpr int kNumBarriers = 2 * kTileSlots + 2 * kQuerySlots + 2 * (kKeyStages + kValueStages) + 1;
+  static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
+  static_assert(kSharedBytes <= 232448);
+  static_assert(kHeadDimV <= kHeadDim);  // the output is staged where the queries were
+};
+
+// A tile and one head, as the scheduler hands it to the producer and the consumers.
+struct alignas(16) PrefillTile {
+  int32_t q_row;
+  int32_t rows;  // 0: there are no more tiles
+  int32_t position;
+  int32_t seqlen_k;
+  int32_t head;
+  int32_t head_kv;
+  int32_t first_block;
+  int32_t end_block;
+  int32_t kv_row;
+  int32_t request;
+};
+
+// A place in a ring of kSize slots and the parity of its round.
+template <int kSize>
+struct RingPlace {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++slot == kSize) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// For what the compiler cannot know to be the same in all threads of a warp: loops over it, and descriptors, then stay
+// in uniform registers.
+__device__ inline int uniform(int x) { return __shfl_sync(0xFFFFFFFF, x, 0); }
+
+template <typename Config>
+struct PrefillShared {
+  uint32_t base;
+  __device__ uint32_t query(int slot) const { return base + slot * Config::kQueryBytes; }
+  __device__ uint32_t key(int slot) const { return base + Config::kKeyOffset + slot * Config::kKeyBytes; }
+  __device__ uint32_t value(int slot) const { return base + Config::kValueOffset + slot * Config::kValueBytes; }
+  __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * 48; }
+
+  // Barriers: those that say that a slot is full, then those that say that it is empty.
+  static constexpr int kValues = Config::kKeyStages;
+  static constexpr int kQueries = kValues + Config::kValueStages;
+  static constexpr int kTiles = kQueries + Config::kQuerySlots;
+  static constexpr int kEmpty = kTiles + Config::kTileSlots;
+  __device__ uint32_t barrier(int i) const { return base + Config::kBarrierOffset + 8 * i; }
+  __device__ uint32_t key_full(int slot) const { return barrier(slot); }
+  __device__ uint32_t key_empty(int slot) const { return barrier(kEmpty + slot); }
+  __device__ uint32_t value_full(int slot) const { return barrier(kValues + slot); }
+  __device__ uint32_t value_empty(int slot) const { return barrier(kEmpty + kValues + slot); }
+  __device__ uint32_t query_full(int slot) const { return barrier(kQueries + slot); }
+  __device__ uint32_t query_empty(int slot) const { return barrier(kEmpty + kQueries + slot); }
+  __device__ uint32_t tile_full(int slot) const { return barrier(kTiles + slot); }
+  __device__ uint32_t tile_empty(int slot) const { return barrier(kEmpty + kTiles + slot); }
+  // A block of V that has rows to be zeroed before the consumers may have it.
+  __device__ uint32_t value_raw() const { return barrier(2 * kEmpty); }
+
+  __device__ PrefillTile load_tile(int slot) const {
+    const uint4 a = load_shared_16(tile(slot));
+    const uint4 b = load_shared_16(tile(slot) + 16);
+    const uint4 c = load_shared_16(tile(slot) + 32);
+    return {uniform(a.x), uniform(a.y), uniform(a.z), uniform(a.w), uniform(b.x),
+            uniform(b.y), uniform(b.z), uniform(b.w), uniform(c.x), uniform(c.y)};
+  }
+  __device__ void store_tile(int slot, const PrefillTile& t) const {
+    store_shared_16(tile(slot), make_uint4(t.q_row, t.rows, t.position, t.seqlen_k));
+    store_shared_16(tile(slot) + 16, make_uint4(t.head, t.head_kv, t.first_block, t.end_block));
+    store_shared_16(tile(slot) + 32, make_uint4(t.kv_row, t.request, 0, 0));
+  }
+};
+
+}  // namespace onepass::hopper

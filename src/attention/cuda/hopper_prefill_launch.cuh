@@ -1,0 +1,69 @@
+// Launches an instantiation of the prefill kernel.
+#pragma once
+
+#include "attention/cuda/hopper_prefill_consumer.cuh"
+#include "attention/cuda/hopper_prefill_producer.cuh"
+#include "attention/cuda/hopper_prefill_scheduler.cuh"
+
+namespace onepass::hopper {
+
+template <typename Config>
+__global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __grid_constant__ PrefillArgs args,
+                                                                      const __grid_constant__ PrefillMaps maps) {
+  extern __shared__ char memory[];
+  const PrefillShared<Config> shared{(shared_address(memory) + 1023) / 1024 * 1024};
+  if (threadIdx.x == 0) {
+    constexpr int kWarps = 4 * Config::kConsumers;
+    for (int i = 0; i < Config::kQuerySlots; ++i) {
+      barrier_init(shared.query_full(i), 1);
+      barrier_init(shared.query_empty(i), kWarps);
+    }
+    for (int i = 0; i < Config::kKeyStages; ++i) {
+      barrier_init(shared.key_full(i), 1);
+      barrier_init(shared.key_empty(i), kWarps);
+    }
+    for (int i = 0; i < Config::kValueStages; ++i) {
+      barrier_init(shared.value_full(i), 1);
+      barrier_init(shared.value_empty(i), kWarps);
+    }
+    for (int i = 0; i < Config::kTileSlots; ++i) {
+      barrier_init(shared.tile_full(i), 1);
+      barrier_init(shared.tile_empty(i), kWarps + 2);
+    }
+    barrier_init(shared.value_raw(), 1);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    give_registers<Config::kProducerRegisters>();
+    if (threadIdx.x < 32) {
+      PrefillScheduler<Config>(args, maps, shared).run();
+    } else if (threadIdx.x < 64) {
+      PrefillProducer<Config, false>(args, &maps.k, shared).run();
+    } else if (threadIdx.x < 96) {
+      PrefillProducer<Config, true>(args, &maps.v, shared).run();
+    }
+  } else {
+    take_registers<Config::kConsumerRegisters>();
+    PrefillConsumer<Config>(args, maps, shared).run();
+  }
+}
+
+template <typename Config>
+cudaError_t launch_prefill(const PrefillArgs& args, const PrefillMaps& maps, int blocks, CUstream_st* stream) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(prefill_kernel<Config>, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
+  if (error != cudaSuccess) return error;
+  prefill_kernel<Config><<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(args, maps);
+  return cudaGetLastError();
+}
+
+template <typename Config>
+constexpr PrefillKernel make_prefill_kernel() {
+  return {.head_dim = Config::kHeadDim,
+          .head_dim_v = Config::kHeadDimV,
+          .keys = Config::kKeys,
+          .launch = launch_prefill<Config>};
+}
+
+}  // namespace onepass::hopper

@@ -1,0 +1,111 @@
+// The producers of the Hopper prefill kernel: a warp that copies K into shared memory, and one that copies V.
+#pragma once
+
+#include "attention/cuda/hopper_prefill_kernel.cuh"
+
+namespace onepass::hopper {
+
+template <typename Config, bool kValues>
+class PrefillProducer {
+  static constexpr int kStages = kValues ? Config::kValueStages : Config::kKeyStages;
+  static constexpr int kPanels = kValues ? Config::kPanelsV : Config::kPanels;
+
+ public:
+  __device__ PrefillProducer(const PrefillArgs& args, const CUtensorMap* map, PrefillShared<Config> shared)
+      : args_(args), map_(map), shared_(shared), lane_(threadIdx.x % 32) {}
+
+  __device__ void run() {
+    if (lane_ == 0) prefetch_tensor_map(map_);
+    while (true) {
+      barrier_wait(shared_.tile_full(tile_.slot), tile_.parity);
+      const PrefillTile tile = shared_.load_tile(tile_.slot);
+      __syncwarp();
+      if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_.slot));
+      tile_.advance();
+      if (tile.rows == 0) return;
+      seqlen_k_ = tile.seqlen_k;
+      kv_row_ = tile.kv_row;
+      head_kv_ = tile.head_kv;
+      request_ = tile.request;
+      for (int n = tile.end_block - 1; n >= tile.first_block; --n) copy(n);
+    }
+  }
+
+ private:
+  // Where the page of the s-th box of block n is found. Not to be read for boxes past the sequence's end.
+  __device__ const int32_t* page_id(int n, int box) const {
+    return args_.page_table + request_ * args_.page_table_stride +
+           ((n * Config::kKeys + box * args_.box_rows) >> args_.page_shift);
+  }
+  // How many boxes of block n hold keys.
+  __device__ int boxes(int n) const {
+    return min(args_.boxes, ((seqlen_k_ - n * Config::kKeys - 1) >> args_.box_shift) + 1);
+  }
+
+  __device__ void copy(int n) {
+    // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
+    if (args_.page_table != nullptr && n > 0 && lane_ < args_.boxes) prefetch_l1(page_id(n - 1, lane_));
+    const int slot = block_.slot;
+    const uint32_t full = kValues ? shared_.value_full(slot) : shared_.key_full(slot);
+    const uint32_t to = kValues ? shared_.value(slot) : shared_.key(slot);
+    barrier_wait(kValues ? shared_.value_empty(slot) : shared_.key_empty(slot), block_.parity ^ 1);
+    block_.advance();
+    const int valid = seqlen_k_ - n * Config::kKeys;
+    if (!kValues || valid >= Config::kKeys) return copy_boxes(n, to, full);
+    // Rows of V past the sequence's end may hold NaN, which would survive the product with a probability of zero.
+    copy_boxes(n, to, shared_.value_raw());
+    barrier_wait(shared_.value_raw(), raw_parity_);
+    raw_parity_ ^= 1;
+    for (int panel = 0; panel < kPanels; ++panel) {
+#pragma unroll 1
+      for (int i = valid * 8 + lane_; i < Config::kKeys * 8; i += 32) {
+        store_shared_16(to + panel * Config::kKeys * 128 + i * 16, make_uint4(0, 0, 0, 0));
+      }
+    }
+    fence_async_proxy();
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(full);
+  }
+
+  __device__ void copy_boxes(int n, uint32_t to, uint32_t full) const {
+    const int first_key = n * Config::kKeys;
+    if (args_.page_table == nullptr) {  // one box a panel
+      if (lane_ == 0) {
+        barrier_arrive_expect(full, Config::kKeys * kPanels * 128);
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          copy_box_4d(to + panel * Config::kKeys * 128, map_, panel * 64, head_kv_, kv_row_ + first_key, 0, full,
+                      kEvictLast);
+        }
+      }
+    } else {
+      const int box = lane_ / kPanels;  // each lane a box of some rows and one panel
+      const int panel = lane_ % kPanels;
+      const bool mine = box < boxes(n);
+      const int page = mine ? __ldg(page_id(n, box)) : 0;
+      if (lane_ == 0) barrier_arrive_expect(full, boxes(n) * args_.box_rows * kPanels * 128);
+      __syncwarp();
+      if (mine) {
+        const int row = box * args_.box_rows;
+        copy_box_4d(to + (panel * Config::kKeys + row) * 128, map_, panel * 64, head_kv_,
+                    (first_key + row) & ((1 << args_.page_shift) - 1), page, full, kEvictLast);
+      }
+    }
+    __syncwarp();
+  }
+
+  const PrefillArgs& args_;
+  const CUtensorMap* map_;
+  PrefillShared<Config> shared_;
+  int lane_;
+  RingPlace<Config::kTileSlots> tile_;
+  RingPlace<kStages> block_;
+  uint32_t raw_parity_ = 0;
+  // Of the current tile.
+  int seqlen_k_ = 0;
+  int kv_row_ = 0;
+  int head_kv_ = 0;
+  int request_ = 0;
+};
+
+}  // namespace onepass::hopper

@@ -1,0 +1,119 @@
+// The scheduler of the Hopper prefill kernel: one warp that takes tiles off the plan's list, ahead of those who work on
+// them.
+#pragma once
+
+#include "attention/cuda/hopper_prefill_kernel.cuh"
+
+namespace onepass::hopper {
+
+template <typename Config>
+class PrefillScheduler {
+ public:
+  __device__ PrefillScheduler(const PrefillArgs& args, const PrefillMaps& maps, PrefillShared<Config> shared)
+      : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % 32) {}
+
+  __device__ void run() {
+    const int num_tiles = args_.plan->num_tiles;
+    num_chunks_ = args_.plan->num_chunks;
+    chunk_ = args_.plan->chunks[0];
+    int index = blockIdx.x;
+    while (index < num_tiles) {
+      const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0;
+      schedule(index);
+      index = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
+    }
+    announce(PrefillTile{});
+    // The last block to come here leaves the counters ready for the next run.
+    if (lane_ == 0) {
+      __threadfence();
+      if (atomicAdd(&args_.plan->finished, 1) == static_cast<int>(gridDim.x) - 1) {
+        args_.plan->finished = 0;
+        args_.plan->next_tile = 0;
+      }
+    }
+  }
+
+ private:
+  // Which entry and head is the tile called `index`? Indices only grow.
+  __device__ void schedule(int index) {
+    while (next_chunk_ < num_chunks_) {
+      const PrefillChunk next = args_.plan->chunks[next_chunk_];
+      if (index < next.first_tile) break;
+      chunk_ = next;
+      ++next_chunk_;
+    }
+    index -= chunk_.first_tile;
+    const int group = index / (chunk_.entries * chunk_.group_heads);
+    index -= group * (chunk_.entries * chunk_.group_heads);
+    const int first_head = group * chunk_.group_heads;
+    const int heads = min(chunk_.group_heads, args_.num_heads - first_head);
+    const int row = index / heads;
+    const PrefillEntry entry = args_.entries[chunk_.first_entry + row];
+    const int head = first_head + index - row * heads;
+
+    const int first_key = args_.mask.first(entry.position);
+    const int end_key = args_.mask.end(entry.position + entry.rows - 1, entry.seqlen_k);
+    if (end_key <= first_key) return write_empty(entry, head);
+    announce({.q_row = entry.q_row,
+              .rows = entry.rows,
+              .position = entry.position,
+              .seqlen_k = entry.seqlen_k,
+              .head = head,
+              .head_kv = head / args_.heads_per_kv,
+              .first_block = first_key / Config::kKeys,
+              .end_block = (end_key + Config::kKeys - 1) / Config::kKeys,
+              .kv_row = entry.kv_row,
+              .request = entry.request});
+    copy_queries(entry.q_row, head);
+  }
+
+  __device__ void announce(const PrefillTile& tile) {
+    barrier_wait(shared_.tile_empty(place_.slot), place_.parity ^ 1);
+    if (lane_ == 0) {
+      shared_.store_tile(place_.slot, tile);
+      barrier_arrive(shared_.tile_full(place_.slot));
+    }
+    __syncwarp();
+    place_.advance();
+  }
+
+  __device__ void copy_queries(int q_row, int head) {
+    barrier_wait(shared_.query_empty(query_.slot), query_.parity ^ 1);
+    if (lane_ == 0) {
+      const uint32_t full = shared_.query_full(query_.slot);
+      barrier_arrive_expect(full, Config::kQueryBytes);
+#pragma unroll
+      for (int panel = 0; panel < Config::kPanels; ++panel) {
+        copy_box_3d(shared_.query(query_.slot) + panel * Config::kRows * 128, &maps_.q, panel * 64, head, q_row, full,
+                    kEvictFirst);
+      }
+    }
+    __syncwarp();
+    query_.advance();
+  }
+
+  // A tile whose queries see no key.
+  __device__ void write_empty(const PrefillEntry& entry, int head) const {
+#pragma unroll 1
+    for (int row = 0; row < entry.rows; ++row) {
+      typename Config::T* to = static_cast<typename Config::T*>(args_.out) +
+                               (entry.q_row + row) * args_.out_row_stride + head * args_.out_head_stride;
+      if (lane_ < Config::kHeadDimV / 8) reinterpret_cast<uint4*>(to)[lane_] = make_uint4(0, 0, 0, 0);
+      if (args_.softmax_lse != nullptr && lane_ == 0) {
+        args_.softmax_lse[static_cast<int64_t>(head) * args_.total_q + entry.q_row + row] = -INFINITY;
+      }
+    }
+  }
+
+  const PrefillArgs& args_;
+  const PrefillMaps& maps_;
+  PrefillShared<Config> shared_;
+  int lane_;
+  RingPlace<Config::kTileSlots> place_;
+  RingPlace<Config::kQuerySlots> query_;
+  int num_chunks_ = 0;
+  int next_chunk_ = 1;
+  PrefillChunk chunk_;  // of the tile last found
+};
+
+}  // namespace onepass::hopper

@@ -1,0 +1,135 @@
+// The softmax of one warpgroup of the Hopper prefill kernel: the running maximum and denominator of 64 queries.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "attention/cuda/hopper_ptx.cuh"
+
+namespace onepass::hopper {
+
+template <typename T>
+__device__ inline uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  } else {
+    const __half2 v = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  }
+}
+
+// A thread holds, of each 8 keys j, the scores s[4 j], s[4 j + 1] of its row 0 and s[4 j + 2], s[4 j + 3] of its row 1;
+// the four threads of a quad share the two rows. Probabilities go, rounded and packed, to p: accumulators of 16 keys
+// lie as the operand of a product with 16 rows of V must.
+template <typename T, int kKeys>
+class PrefillSoftmax {
+ public:
+  static constexpr int kScores = kKeys / 2;
+  // The maximum that is subtracted may lag behind the true one: by a factor of 2^8 where it is looked at, and without a
+  // look as long as no thread's sum of a block exceeds 2^10. Neither float32 sums nor probabilities of that size mind,
+  // and the denominator is scaled alike: the result is exact all the same. So O is hardly ever rescaled, and blocks of
+  // which nothing is masked need no maximum, no shuffles, and no chain of dependent instructions.
+  static constexpr float kLag = 8.0f;
+  static constexpr float kSumLimit = 1024.0f;
+
+  __device__ explicit PrefillSoftmax(float scale) : scale_(scale) {}
+
+  __device__ void reset() {
+    max_[0] = max_[1] = -INFINITY;
+    sum_[0] = sum_[1] = 0.0f;
+  }
+
+  // Scores become exponents, relative to the maxima so far.
+  __device__ void subtract(float (&s)[kScores]) const {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) s[i] = fmaf(s[i], scale_, -base(i / 2 % 2));
+  }
+
+  // Exponents to probabilities, if the maxima so far will do. Otherwise false for all threads of the warp, and `s` is
+  // as it was.
+  __device__ bool try_exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4]) {
+    float sum[2];
+    exponentials(s, p, 0.0f, 0.0f, sum);
+    const bool fits = sum[0] <= kSumLimit && sum[1] <= kSumLimit && max_[0] != -INFINITY && max_[1] != -INFINITY;
+    if (__any_sync(0xFFFFFFFF, !fits)) return false;
+    sum_[0] += sum[0];
+    sum_[1] += sum[1];
+    return true;
+  }
+
+  // Exponents to probabilities, with maxima brought up to date: what went before must be multiplied by `correction`.
+  __device__ void update(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], float (&correction)[2]) {
+    float m[4] = {s[0], s[1], s[2], s[3]};
+#pragma unroll
+    for (int i = 4; i < kScores; ++i) m[i % 4] = fmaxf(m[i % 4], s[i]);
+    float growth[2] = {fmaxf(m[0], m[1]), fmaxf(m[2], m[3])};
+#pragma unroll
+    for (int lanes = 1; lanes <= 2; ++lanes) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        growth[row] = fmaxf(growth[row], __shfl_xor_sync(0xFFFFFFFF, growth[row], lanes));
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const bool seen = max_[row] != -INFINITY;
+      const bool sees = growth[row] != -INFINITY;
+      if ((seen && growth[row] <= kLag) || !sees) growth[row] = 0.0f;
+      correction[row] = seen ? exp2_approx(-growth[row]) : 0.0f;
+      if (seen || sees) max_[row] = base(row) + growth[row];
+    }
+    float sum[2];
+    exponentials(s, p, growth[0], growth[1], sum);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) sum_[row] = fmaf(sum_[row], correction[row], sum[row]);
+  }
+
+  // Adds the threads' sums up, and the sink (the exponent of what it adds, relative to nothing) if there is one.
+  __device__ void finish(const float* sink) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      sum_[row] += __shfl_xor_sync(0xFFFFFFFF, sum_[row], 1);
+      sum_[row] += __shfl_xor_sync(0xFFFFFFFF, sum_[row], 2);
+      if (sink != nullptr && sum_[row] > 0.0f) sum_[row] += exp2_approx(*sink * 1.4426950408889634f - max_[row]);
+    }
+  }
+
+  // After finish().
+  __device__ float inverse_sum(int row) const { return sum_[row] > 0.0f ? __fdividef(1.0f, sum_[row]) : 0.0f; }
+  __device__ float log_sum(int row) const {
+    return sum_[row] > 0.0f ? (max_[row] + __log2f(sum_[row])) * 0.69314718055994531f : -INFINITY;
+  }
+
+ private:
+  __device__ float base(int row) const { return max_[row] == -INFINITY ? 0.0f : max_[row]; }
+
+  __device__ static void exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], float subtract0,
+                                      float subtract1, float (&sum)[2]) {
+    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+      const float a = exp2_approx(s[4 * j] - subtract0);
+      const float b = exp2_approx(s[4 * j + 1] - subtract0);
+      const float c = exp2_approx(s[4 * j + 2] - subtract1);
+      const float d = exp2_approx(s[4 * j + 3] - subtract1);
+      part[0] += a;
+      part[1] += b;
+      part[2] += c;
+      part[3] += d;
+      p[2 * j] = pack<T>(a, b);
+      p[2 * j + 1] = pack<T>(c, d);
+    }
+    sum[0] = part[0] + part[1];
+    sum[1] = part[2] + part[3];
+  }
+
+  const float scale_;  // of scores, to exponents of two
+  float max_[2];       // of the exponents; -infinity when no key has been seen
+  float sum_[2];       // this thread's part
+};
+
+}  // namespace onepass::hopper
