@@ -7,7 +7,6 @@
 namespace onepass {
 namespace {
 
-using hopper_decode::kMaxRows;
 using hopper_decode::Launch;
 using hopper_decode::Layout;
 using hopper_decode::RunArgs;
@@ -43,8 +42,9 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
     return unimplemented("hopper-decode: head_dim_v: expected head_dim, ", params.head_dim, ", found ",
                          params.head_dim_v);
   }
-  if (params.max_seqlen_q > kMaxRows || packed_rows(params) > kMaxRows) {
-    return unimplemented("hopper-decode: max_seqlen_q: expected at most ", kMaxRows, " rows of ",
+  const int max_rows = hopper_decode::max_rows(params.head_dim);
+  if (params.max_seqlen_q > max_rows || packed_rows(params) > max_rows) {
+    return unimplemented("hopper-decode: max_seqlen_q: expected at most ", max_rows, " rows at ",
                          params.num_heads / params.num_heads_kv, " query heads a KV head, found ", params.max_seqlen_q);
   }
   if (params.q_descale != nullptr || params.k_descale != nullptr || params.v_descale != nullptr) {

@@ -313,6 +313,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
         if (active && part == R::kUnitsOfRow - 1) state.weigh(args, first_key, masked, scores, weights);
       }
     }
+    if (num_items > 1 && i + 1 == num_items) let_next_kernel_start();
     state.finish(args, item, shared);
   }
 
@@ -355,9 +356,10 @@ template <int kHeadDim>
 Status launch_decode(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
   constexpr int kMost = kHeadDim <= 128 ? 2 : 1;
   if (args.slot_rows <= 8) return launch_variant<kHeadDim, 1, 1>(args, launch, stream);
-  if (args.slot_rows <= 16) return launch_variant<kHeadDim, kMost, 2 / kMost>(args, launch, stream);
-  if (args.slot_rows <= 32) return launch_variant<kHeadDim, kMost, 4 / kMost>(args, launch, stream);
-  return launch_variant<kHeadDim, kMost, 8 / kMost>(args, launch, stream);
+  if constexpr (max_rows(kHeadDim) > 16) {
+    if (args.slot_rows > 16) return launch_variant<kHeadDim, kMost, 4 / kMost>(args, launch, stream);
+  }
+  return launch_variant<kHeadDim, kMost, 2 / kMost>(args, launch, stream);
 }
 
 }  // namespace onepass::hopper_decode

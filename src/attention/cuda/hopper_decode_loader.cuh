@@ -95,7 +95,7 @@ struct Opening {
                     item.head_kv + place.head < args.num_heads_kv && item.kv_begin >= 0 && item.some_lo >= 0 &&
                     item.some_hi <= most_keys && item.block_begin >= 0 &&
                     item.block_end <= (item.some_hi + kBlockKeys - 1) / kBlockKeys && item.q_begin >= 0 &&
-                    item.q_begin + static_cast<int64_t>(item.seqlen_q) <= args.total_q;
+                    item.seqlen_q >= 0 && item.q_begin + static_cast<int64_t>(item.seqlen_q) <= args.total_q;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       const int key = key_of_lane(args, item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
@@ -243,7 +243,9 @@ class Loader {
       if (item_ == first_.num_items) {
         done_ = true;
         active_ = false;
-        let_next_kernel_start();  // memory will soon be idle: its prefetches may come
+        // Memory will soon be idle: the next kernel's prefetches may come. With more than one item they come at the end
+        // of the last, as these are long stretches, of which the slowest needs all the bandwidth.
+        if (first_.num_items <= 1) let_next_kernel_start();
         return;
       }
       open(place_.load_item(args_, first_.next_item, item_));
