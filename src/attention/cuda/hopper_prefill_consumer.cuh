@@ -62,18 +62,20 @@ class PrefillConsumer {
       const bool accumulate = end_block_ - first_block_ > 1;
       const Output output{q_row_, rows_, head_, query_slot_};
       if constexpr (Config::kQuerySlots > 1) {
-        const bool more = next_tile();
         take_turn();
         start_values(o, p, accumulate);
+        const bool more = next_tile();  // while the product runs
         // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for
         // which ptxas would serialize the products.
         start_first_scores(s, more);
         pass_turn();
-        wgmma_wait<0>();
-        wgmma_touch(s);
+        wgmma_wait<1>();
         wgmma_touch(o);
+        wgmma_touch(p);
         release_values();
         write(o, output);
+        wgmma_wait<0>();
+        wgmma_touch(s);
         if (!more) break;
       } else {
         take_turn();
