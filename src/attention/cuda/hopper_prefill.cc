@@ -67,7 +67,7 @@ struct Layout {
   int64_t bytes = 0;
 };
 
-int64_t max_entries(const AttentionParams& p) { return p.total_q / hopper::kPrefillTileRows + p.batch; }
+int64_t max_entries(const AttentionParams& p) { return p.total_q / find_kernel(p)->rows + p.batch; }
 
 Layout layout(const AttentionParams& p) {
   Layout layout;
@@ -96,6 +96,7 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
   args.cache_seqlens = p.cache_seqlens;
   args.cu_seqlens_k = p.page_table == nullptr ? p.cu_seqlens_k : nullptr;
   args.batch = p.batch;
+  args.tile_rows = find_kernel(p)->rows;
   args.num_heads = p.num_heads;
   args.heads_per_kv = p.num_heads / p.num_heads_kv;
   // Two thirds of the L2 cache: the rest is for queries, outputs and what the other groups' stragglers read.
@@ -129,7 +130,7 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   {
     const int64_t sizes[] = {p.head_dim, p.num_heads, p.total_q};
     const int64_t strides[] = {p.q_head_stride, p.q_row_stride};
-    const int box[] = {64, 1, hopper::kPrefillTileRows};
+    const int box[] = {64, 1, kernel.rows};
     ONEPASS_ASSIGN_OR_RETURN(maps.q, make_tensor_map(p.q, p.q_dtype, sizes, strides, box));
   }
   {

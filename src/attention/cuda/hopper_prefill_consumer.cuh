@@ -28,7 +28,7 @@ class PrefillConsumer {
   // exponentials, while the other warpgroup has the tensor cores. The first scores of a tile go with the last values of
   // the tile before.
   __device__ void run() {
-    if (warpgroup_ == 1) pass_turn();  // the other warpgroup goes first
+    if (warpgroup_ == Config::kConsumers - 1) pass_turn();  // the first warpgroup goes first
     Scores s;
     Weights p;
     Accumulators o;
@@ -133,7 +133,7 @@ class PrefillConsumer {
     if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256);
   }
   __device__ void pass_turn() const {
-    if constexpr (Config::kTurns) named_barrier_arrive(2 - warpgroup_, 256);
+    if constexpr (Config::kTurns) named_barrier_arrive(1 + (warpgroup_ + 1) % Config::kConsumers, 256);
   }
 
   __device__ void release_keys() {
@@ -268,7 +268,8 @@ class PrefillConsumer {
     softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
     // All warps have done with the queries: turns see to that when the next tile's have their own place.
-    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns) named_barrier_sync(3 + warpgroup_, 128);
+    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns)
+      named_barrier_sync(1 + Config::kConsumers + warpgroup_, 128);
     const uint32_t stage = shared_.query(to.slot) + first_row * 128;
     const int row = lane_ % 16;
 #pragma unroll

@@ -73,6 +73,7 @@ template <typename Config>
 constexpr PrefillKernel make_prefill_kernel() {
   return {.head_dim = Config::kHeadDim,
           .head_dim_v = Config::kHeadDimV,
+          .rows = Config::kRows,
           .keys = Config::kKeys,
           .launch = launch_prefill<Config>};
 }

@@ -47,7 +47,7 @@ constexpr int64_t kChunkWeight = 1 << 20;
 constexpr int kLastChunks = 2;
 
 __device__ int tiles_of_request(const PrefillPlanArgs& args, int b) {
-  return (args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b] + kPrefillTileRows - 1) / kPrefillTileRows;
+  return (args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b] + args.tile_rows - 1) / args.tile_rows;
 }
 
 __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
@@ -109,7 +109,7 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
 
   int most = shared.longest;
   if (args.mask.window_left >= 0 && args.mask.window_right >= 0) {
-    most = min(most, args.mask.window_left + args.mask.window_right + kPrefillTileRows);
+    most = min(most, args.mask.window_left + args.mask.window_right + args.tile_rows);
   }
   most = max(most, 1);
 
@@ -124,9 +124,9 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
         const int b = request_of_tile(tile_of_request, args.batch, index);
         const int q_row = args.cu_seqlens_q[b];
         const int seqlen_q = args.cu_seqlens_q[b + 1] - q_row;
-        const int row = (index - tile_of_request[b]) * kPrefillTileRows;
+        const int row = (index - tile_of_request[b]) * args.tile_rows;
         entry.q_row = q_row + row;
-        entry.rows = min(kPrefillTileRows, seqlen_q - row);
+        entry.rows = min(args.tile_rows, seqlen_q - row);
         entry.seqlen_k = args.cache_seqlens[b];
         entry.position = entry.seqlen_k - seqlen_q + row;
         entry.kv_row = args.cu_seqlens_k == nullptr ? 0 : args.cu_seqlens_k[b];
