@@ -42,7 +42,6 @@ class PrefillConsumer {
       release_keys();
       if (needs_mask(end_block_ - 1)) mask(s, end_block_ - 1);
       softmax_.reset();
-      softmax_.subtract(s);
       float nothing[2];
       softmax_.update(s, p, nothing);
       release_output();
@@ -243,9 +242,8 @@ class PrefillConsumer {
     return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
   }
 
-  // Scores of block n to exponents, and to probabilities too unless that needs update().
+  // Scores of block n to probabilities, unless that needs update().
   __device__ bool exponentials(Scores& s, Weights& p, int n) {
-    softmax_.subtract(s);
     if (!needs_mask(n)) return softmax_.try_exponentials(s, p);
     mask(s, n);
     return false;
