@@ -67,6 +67,7 @@ struct Layout {
   int64_t bytes = 0;
 };
 
+// REQUIRES: supports().
 int64_t max_entries(const AttentionParams& p) { return p.total_q / find_kernel(p)->rows + p.batch; }
 
 Layout layout(const AttentionParams& p) {
@@ -77,7 +78,9 @@ Layout layout(const AttentionParams& p) {
   return layout;
 }
 
-int64_t scratch_bytes(const AttentionParams& p, const GpuInfo&) { return layout(p).bytes; }
+int64_t scratch_bytes(const AttentionParams& p, const GpuInfo&) {
+  return find_kernel(p) == nullptr ? 0 : layout(p).bytes;
+}
 
 hopper::KeyMask key_mask(const AttentionParams& p) {
   return {.window_left = p.window_left, .window_right = p.causal ? 0 : p.window_right, .chunk = p.attention_chunk};

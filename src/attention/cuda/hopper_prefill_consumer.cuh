@@ -128,12 +128,8 @@ class PrefillConsumer {
   };
 
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
-  __device__ void take_turn() const {
-    if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256);
-  }
-  __device__ void pass_turn() const {
-    if constexpr (Config::kTurns) named_barrier_arrive(1 + (warpgroup_ + 1) % Config::kConsumers, 256);
-  }
+  __device__ void take_turn() const { named_barrier_sync(1 + warpgroup_, 256); }
+  __device__ void pass_turn() const { named_barrier_arrive(1 + (warpgroup_ + 1) % Config::kConsumers, 256); }
 
   __device__ void release_keys() {
     if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot));
@@ -266,8 +262,7 @@ class PrefillConsumer {
     softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
     // All warps have done with the queries: turns see to that when the next tile's have their own place.
-    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns)
-      named_barrier_sync(1 + Config::kConsumers + warpgroup_, 128);
+    if constexpr (Config::kQuerySlots == 1) named_barrier_sync(1 + Config::kConsumers + warpgroup_, 128);
     const uint32_t stage = shared_.query(to.slot) + first_row * 128;
     const int row = lane_ % 16;
 #pragma unroll

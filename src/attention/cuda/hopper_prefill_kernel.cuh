@@ -10,7 +10,7 @@ namespace onepass::hopper {
 
 // Everything about one instantiation that is known to the compiler.
 template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kKeyStages_, int kValueStages_, int kQuerySlots_,
-          int kConsumers_ = 2, bool kTurns_ = true>
+          int kConsumers_ = 2>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -21,8 +21,6 @@ struct PrefillConfig {
   // With two slots the next tile's queries are there before this tile's end, and its first product overlaps the
   // epilogue.
   static constexpr int kQuerySlots = kQuerySlots_;
-
-  static constexpr bool kTurns = kTurns_;
 
   static constexpr int kConsumers = kConsumers_;  // warpgroups
   static constexpr int kRows = 64 * kConsumers;

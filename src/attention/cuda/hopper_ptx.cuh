@@ -75,7 +75,7 @@ __device__ inline void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// What L2 should do with a line: values of createpolicy.fractional.L2 for the whole access.
+// What L2 should do with a line: what createpolicy.fractional.L2::evict_first and ::evict_last make of the fraction 1.
 constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
 constexpr uint64_t kEvictLast = 0x14F0000000000000ull;
 
