@@ -22,6 +22,8 @@ set(_code -fno-strict-aliasing -march=x86-64-v2 -ffile-prefix-map=${CMAKE_SOURCE
 add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${_warnings};${_code}>")
 string(REPLACE ";" "," _code "${_code}")
 add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,${_code}>")
+# A kernel for several architectures takes a sixth of the room.
+add_compile_options("$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<VERSION_GREATER_EQUAL:$<CUDA_COMPILER_VERSION>,12.8>>:--compress-mode=size>")
 
 if(ONEPASS_SANITIZE)
   string(REPLACE ";" "," _sanitizers "${ONEPASS_SANITIZE}")

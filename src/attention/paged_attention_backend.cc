@@ -71,6 +71,7 @@ void PagedAttentionBackend::run(const AttentionLayer& layer, const AttentionInpu
           .v_page_stride = pool_.v_page_stride(),
           .v_row_stride = pool_.v_row_stride(),
           .v_head_stride = pool_.v_head_stride(),
+          .total_kv_rows = int64_t{pool_.config().num_pages} * pool_.config().page_size,
           .out = io.out,
           .out_dtype = DType::kF32,
           .out_row_stride = io.out_row_stride,

@@ -81,6 +81,7 @@ class Problem {
             .v_page_stride = row * shape_.page_size,
             .v_row_stride = row,
             .v_head_stride = shape_.head_dim,
+            .total_kv_rows = static_cast<int64_t>(page_table_.size()) * shape_.page_size,
             .out = out_.data(),
             .out_row_stride = q_row,
             .out_head_stride = shape_.head_dim,

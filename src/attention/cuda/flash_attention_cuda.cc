@@ -14,7 +14,8 @@ StatusOr<const CudaAttentionKernel*> choose_cuda_attention_kernel(const Attentio
   }
   if (name == "auto") return last;
   std::string names;
-  for (const CudaAttentionKernel* kernel : cuda_attention_kernels()) names += str_cat(names.empty() ? "" : ", ", kernel->name);
+  for (const CudaAttentionKernel* kernel : cuda_attention_kernels())
+    names += str_cat(names.empty() ? "" : ", ", kernel->name);
   return invalid_argument("attention: kernel: expected auto or one of ", names, ", found \"", name, "\"");
 }
 

@@ -1,9 +1,9 @@
 // One-pass attention (FlashAttention) on NVIDIA GPUs: the kernels, listed in a table, and the choice among them.
 //
-// A kernel works in two parts. plan() turns the lengths of a batch into a split plan in device memory; run() attends by it.
-// One plan serves every layer of a step. Both only queue work, and nothing about the lengths is a launch parameter: what
-// a graph has captured is right for any cu_seqlens_q and cache_seqlens that are later written to the same addresses,
-// within the bounds of batch, total_q and max_seqlen_q.
+// A kernel works in two parts. plan() turns the lengths of a batch into a split plan in device memory; run() attends by
+// it. One plan serves every layer of a step. Both only queue work, and nothing about the lengths is a launch parameter:
+// what a graph has captured is right for any cu_seqlens_q and cache_seqlens that are later written to the same
+// addresses, within the bounds of batch, total_q and max_seqlen_q.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct CudaScratch {
   int64_t bytes = 0;
 };
 
-// All pointers in AttentionParams are device memory, 16-byte aligned, with row and head strides that are multiples of 16
-// bytes. Called from any thread, with the GPU that `gpu` describes current.
+// All pointers in AttentionParams are device memory, 16-byte aligned, with row and head strides that are multiples of
+// 16 bytes. Called from any thread, with the GPU that `gpu` describes current.
 struct CudaAttentionKernel {
   std::string_view name;  // of --kernel: "portable", "hopper-decode", ...
 

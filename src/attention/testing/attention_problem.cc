@@ -72,7 +72,8 @@ std::string to_string(const AttentionSpec& s) {
        << (s.causal ? ", causal" : "") << ", window " << s.window_left << "," << s.window_right << ", chunk "
        << s.attention_chunk << ", softcap " << s.softcap << (s.sinks ? ", sinks" : "")
        << (s.descales ? ", descales" : "") << ", num_splits " << s.num_splits << ", split_size " << s.split_size
-       << ", score_deviation " << s.score_deviation << ", padding " << s.padding;
+       << (s.batch_invariant ? ", batch_invariant" : "") << ", score_deviation " << s.score_deviation << ", padding "
+       << s.padding;
   return text.str();
 }
 
@@ -163,7 +164,8 @@ AttentionParams attention_layout(const AttentionSpec& spec) {
                        .attention_chunk = spec.attention_chunk,
                        .softcap = spec.softcap,
                        .num_splits = spec.num_splits,
-                       .split_size = spec.split_size};
+                       .split_size = spec.split_size,
+                       .batch_invariant = spec.batch_invariant};
   for (int seqlen_q : spec.seqlens_q) {
     p.total_q += seqlen_q;
     p.max_seqlen_q = std::max(p.max_seqlen_q, seqlen_q);

@@ -36,6 +36,7 @@ struct AttentionSpec {
   bool descales = false;
   int num_splits = 0;
   int split_size = 0;
+  bool batch_invariant = false;
   float score_deviation = 1.0f;  // standard deviation of softmax_scale * q.k before the descales
   int padding = 0;               // elements between the rows of q, out and, when contiguous, k and v
   int capacity_k =

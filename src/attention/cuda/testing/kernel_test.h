@@ -36,6 +36,9 @@ inline std::vector<const CudaAttentionKernel*> kernels_to_test() {
   return kernels;
 }
 
+// The parameter's name in the tests' output.
+inline void PrintTo(const CudaAttentionKernel* kernel, std::ostream* out) { *out << kernel->name; }
+
 class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKernel*> {
  protected:
   void SetUp() override {
