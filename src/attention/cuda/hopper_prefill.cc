@@ -67,7 +67,8 @@ struct Layout {
   int64_t bytes = 0;
 };
 
-int64_t max_entries(const AttentionParams& p) { return p.total_q / hopper::kPrefillTileRows + p.batch; }
+// REQUIRES: supports().
+int64_t max_entries(const AttentionParams& p) { return p.total_q / find_kernel(p)->rows + p.batch; }
 
 Layout layout(const AttentionParams& p) {
   Layout layout;
@@ -77,7 +78,9 @@ Layout layout(const AttentionParams& p) {
   return layout;
 }
 
-int64_t scratch_bytes(const AttentionParams& p, const GpuInfo&) { return layout(p).bytes; }
+int64_t scratch_bytes(const AttentionParams& p, const GpuInfo&) {
+  return find_kernel(p) == nullptr ? 0 : layout(p).bytes;
+}
 
 hopper::KeyMask key_mask(const AttentionParams& p) {
   return {.window_left = p.window_left, .window_right = p.causal ? 0 : p.window_right, .chunk = p.attention_chunk};
@@ -96,6 +99,7 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
   args.cache_seqlens = p.cache_seqlens;
   args.cu_seqlens_k = p.page_table == nullptr ? p.cu_seqlens_k : nullptr;
   args.batch = p.batch;
+  args.tile_rows = find_kernel(p)->rows;
   args.num_heads = p.num_heads;
   args.heads_per_kv = p.num_heads / p.num_heads_kv;
   // Two thirds of the L2 cache: the rest is for queries, outputs and what the other groups' stragglers read.
@@ -129,7 +133,7 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   {
     const int64_t sizes[] = {p.head_dim, p.num_heads, p.total_q};
     const int64_t strides[] = {p.q_head_stride, p.q_row_stride};
-    const int box[] = {64, 1, hopper::kPrefillTileRows};
+    const int box[] = {64, 1, kernel.rows};
     ONEPASS_ASSIGN_OR_RETURN(maps.q, make_tensor_map(p.q, p.q_dtype, sizes, strides, box));
   }
   {

@@ -28,7 +28,7 @@ class PrefillConsumer {
   // exponentials, while the other warpgroup has the tensor cores. The first scores of a tile go with the last values of
   // the tile before.
   __device__ void run() {
-    if (warpgroup_ == 1) pass_turn();  // the other warpgroup goes first
+    if (warpgroup_ == Config::kConsumers - 1) pass_turn();  // the first warpgroup goes first
     Scores s;
     Weights p;
     Accumulators o;
@@ -42,7 +42,6 @@ class PrefillConsumer {
       release_keys();
       if (needs_mask(end_block_ - 1)) mask(s, end_block_ - 1);
       softmax_.reset();
-      softmax_.subtract(s);
       float nothing[2];
       softmax_.update(s, p, nothing);
       release_output();
@@ -62,18 +61,20 @@ class PrefillConsumer {
       const bool accumulate = end_block_ - first_block_ > 1;
       const Output output{q_row_, rows_, head_, query_slot_};
       if constexpr (Config::kQuerySlots > 1) {
-        const bool more = next_tile();
         take_turn();
         start_values(o, p, accumulate);
+        const bool more = next_tile();  // while the product runs
         // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for
         // which ptxas would serialize the products.
         start_first_scores(s, more);
         pass_turn();
-        wgmma_wait<0>();
-        wgmma_touch(s);
+        wgmma_wait<1>();
         wgmma_touch(o);
+        wgmma_touch(p);
         release_values();
         write(o, output);
+        wgmma_wait<0>();
+        wgmma_touch(s);
         if (!more) break;
       } else {
         take_turn();
@@ -127,12 +128,8 @@ class PrefillConsumer {
   };
 
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
-  __device__ void take_turn() const {
-    if constexpr (Config::kTurns) named_barrier_sync(1 + warpgroup_, 256);
-  }
-  __device__ void pass_turn() const {
-    if constexpr (Config::kTurns) named_barrier_arrive(2 - warpgroup_, 256);
-  }
+  __device__ void take_turn() const { named_barrier_sync(1 + warpgroup_, 256); }
+  __device__ void pass_turn() const { named_barrier_arrive(1 + (warpgroup_ + 1) % Config::kConsumers, 256); }
 
   __device__ void release_keys() {
     if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot));
@@ -241,9 +238,8 @@ class PrefillConsumer {
     return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
   }
 
-  // Scores of block n to exponents, and to probabilities too unless that needs update().
+  // Scores of block n to probabilities, unless that needs update().
   __device__ bool exponentials(Scores& s, Weights& p, int n) {
-    softmax_.subtract(s);
     if (!needs_mask(n)) return softmax_.try_exponentials(s, p);
     mask(s, n);
     return false;
@@ -266,7 +262,7 @@ class PrefillConsumer {
     softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
     // All warps have done with the queries: turns see to that when the next tile's have their own place.
-    if constexpr (Config::kQuerySlots == 1 || !Config::kTurns) named_barrier_sync(3 + warpgroup_, 128);
+    if constexpr (Config::kQuerySlots == 1) named_barrier_sync(1 + Config::kConsumers + warpgroup_, 128);
     const uint32_t stage = shared_.query(to.slot) + first_row * 128;
     const int row = lane_ % 16;
 #pragma unroll

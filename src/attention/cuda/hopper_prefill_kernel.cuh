@@ -10,7 +10,7 @@ namespace onepass::hopper {
 
 // Everything about one instantiation that is known to the compiler.
 template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kKeyStages_, int kValueStages_, int kQuerySlots_,
-          bool kTurns_ = true>
+          int kConsumers_ = 2>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -22,14 +22,13 @@ struct PrefillConfig {
   // epilogue.
   static constexpr int kQuerySlots = kQuerySlots_;
 
-  static constexpr bool kTurns = kTurns_;
-
-  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int kConsumers = kConsumers_;  // warpgroups
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  // 168 a thread at the launch; what the producer gives, the consumers take.
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = (168 * 3 - kProducerRegisters) / 2 / 8 * 8;
+  // What a thread has at the launch; what the producers give, the consumers take.
+  static constexpr int kRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = ((kConsumers + 1) * kRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static constexpr int kTileSlots = 2;
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
   static constexpr bool kOverlapValues = kHeadDim == 128;

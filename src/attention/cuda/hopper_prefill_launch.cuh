@@ -34,6 +34,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     fence_barrier_init();
   }
   __syncthreads();
+  wait_for_kernels_before();
   if (threadIdx.x < 128) {
     give_registers<Config::kProducerRegisters>();
     if (threadIdx.x < 32) {
@@ -54,14 +55,25 @@ cudaError_t launch_prefill(const PrefillArgs& args, const PrefillMaps& maps, int
   const cudaError_t error =
       cudaFuncSetAttribute(prefill_kernel<Config>, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
   if (error != cudaSuccess) return error;
-  prefill_kernel<Config><<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(args, maps);
-  return cudaGetLastError();
+  // The next kernel in the stream may be launched before the one before it has ended; it waits at its start.
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(blocks);
+  launch.blockDim = dim3(Config::kThreads);
+  launch.dynamicSmemBytes = Config::kSharedBytes;
+  launch.stream = stream;
+  launch.attrs = &early;
+  launch.numAttrs = 1;
+  return cudaLaunchKernelEx(&launch, prefill_kernel<Config>, args, maps);
 }
 
 template <typename Config>
 constexpr PrefillKernel make_prefill_kernel() {
   return {.head_dim = Config::kHeadDim,
           .head_dim_v = Config::kHeadDimV,
+          .rows = Config::kRows,
           .keys = Config::kKeys,
           .launch = launch_prefill<Config>};
 }

@@ -16,6 +16,8 @@ struct Shared {
   int64_t total_keys;
   int longest;
   int bins[kBins];
+  int32_t chunk_of_request[kThreads];  // of batches that fit; larger ones use the scratch memory
+  int32_t tile_of_request[kThreads];
 };
 
 // Exclusive prefix sum over the thread block of `value`; `total` is everyone's sum.
@@ -45,7 +47,7 @@ constexpr int64_t kChunkWeight = 1 << 20;
 constexpr int kLastChunks = 2;
 
 __device__ int tiles_of_request(const PrefillPlanArgs& args, int b) {
-  return (args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b] + kPrefillTileRows - 1) / kPrefillTileRows;
+  return (args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b] + args.tile_rows - 1) / args.tile_rows;
 }
 
 __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
@@ -54,18 +56,20 @@ __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
 }
 
 // The last request that begins at or before the tile, and is not empty.
-__device__ int request_of_tile(const PrefillPlanArgs& args, int tile) {
+__device__ int request_of_tile(const int32_t* tile_of_request, int batch, int tile) {
   int low = 0;
-  int high = args.batch;
+  int high = batch;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    (args.tile_of_request[middle] <= tile ? low : high) = middle;
+    (tile_of_request[middle] <= tile ? low : high) = middle;
   }
   return low;
 }
 
 __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args) {
   __shared__ Shared shared;
+  int32_t* chunk_of_request = args.batch <= kThreads ? shared.chunk_of_request : args.chunk_of_request;
+  int32_t* tile_of_request = args.batch <= kThreads ? shared.tile_of_request : args.tile_of_request;
   for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
   if (threadIdx.x < kMaxPrefillChunks) shared.chunk_keys[threadIdx.x] = 0;
   if (threadIdx.x == 0) shared.longest = 0;
@@ -94,9 +98,9 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
         tiles_before + block_scan(b < args.batch ? tiles_of_request(args, b) : 0, shared.warp_sums, sum);
     tiles_before += sum;
     if (b < args.batch) {
-      args.tile_of_request[b] = static_cast<int>(tile);
+      tile_of_request[b] = static_cast<int>(tile);
       const int chunk = min(static_cast<int>(prefix / chunk_weight), last_chunk);
-      args.chunk_of_request[b] = chunk;
+      chunk_of_request[b] = chunk;
       atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_keys[chunk]),
                 static_cast<unsigned long long>(args.cache_seqlens[b]));
     }
@@ -105,7 +109,7 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
 
   int most = shared.longest;
   if (args.mask.window_left >= 0 && args.mask.window_right >= 0) {
-    most = min(most, args.mask.window_left + args.mask.window_right + kPrefillTileRows);
+    most = min(most, args.mask.window_left + args.mask.window_right + args.tile_rows);
   }
   most = max(most, 1);
 
@@ -117,12 +121,12 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
       PrefillEntry entry;
       int bin = -1;
       if (index < num_entries) {
-        const int b = request_of_tile(args, index);
+        const int b = request_of_tile(tile_of_request, args.batch, index);
         const int q_row = args.cu_seqlens_q[b];
         const int seqlen_q = args.cu_seqlens_q[b + 1] - q_row;
-        const int row = (index - args.tile_of_request[b]) * kPrefillTileRows;
+        const int row = (index - tile_of_request[b]) * args.tile_rows;
         entry.q_row = q_row + row;
-        entry.rows = min(kPrefillTileRows, seqlen_q - row);
+        entry.rows = min(args.tile_rows, seqlen_q - row);
         entry.seqlen_k = args.cache_seqlens[b];
         entry.position = entry.seqlen_k - seqlen_q + row;
         entry.kv_row = args.cu_seqlens_k == nullptr ? 0 : args.cu_seqlens_k[b];
@@ -130,7 +134,7 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
         const int length =
             args.mask.end(entry.position + entry.rows - 1, entry.seqlen_k) - args.mask.first(entry.position);
         const int length_class = static_cast<int>(int64_t{min(max(length, 0), most)} * (kClasses - 1) / most);
-        bin = args.chunk_of_request[b] * kClasses + kClasses - 1 - length_class;
+        bin = chunk_of_request[b] * kClasses + kClasses - 1 - length_class;
       }
       if (pass == 0) {
         if (bin >= 0) atomicAdd(&shared.bins[bin], 1);

@@ -12,10 +12,10 @@ struct CUstream_st;
 
 namespace onepass::hopper {
 
-// 128 consecutive queries (fewer at the end) of one request; all heads share the entry.
+// 128 consecutive queries (or 192, as the kernel has it; fewer at the end) of one request; all heads share the entry.
 struct alignas(32) PrefillEntry {
   int32_t q_row = 0;     // of the first query, in q and out
-  int32_t rows = 0;      // 1 to 128
+  int32_t rows = 0;      // 1 to tile_rows
   int32_t position = 0;  // of the first query: seqlen_k - seqlen_q + its index
   int32_t seqlen_k = 0;
   int32_t kv_row = 0;  // contiguous K and V: where the request begins
@@ -29,7 +29,6 @@ struct alignas(16) PrefillChunk {
   int32_t group_heads = 0;  // query heads of a group
 };
 
-constexpr int kPrefillTileRows = 128;
 constexpr int kMaxPrefillChunks = 64;
 
 struct alignas(256) PrefillPlan {
@@ -72,6 +71,7 @@ struct PrefillPlanArgs {
   const int32_t* cache_seqlens = nullptr;
   const int32_t* cu_seqlens_k = nullptr;  // null: paged
   int32_t batch = 0;
+  int32_t tile_rows = 0;
   int32_t num_heads = 0;
   int32_t heads_per_kv = 0;
   int32_t multiprocessors = 0;
@@ -79,7 +79,7 @@ struct PrefillPlanArgs {
   KeyMask mask;
   // Results.
   PrefillPlan* plan = nullptr;
-  PrefillEntry* entries = nullptr;      // [total_q / 128 + batch]
+  PrefillEntry* entries = nullptr;      // [total_q / tile_rows + batch]
   int32_t* chunk_of_request = nullptr;  // [batch], used within
   int32_t* tile_of_request = nullptr;   // [batch], used within: the first
 };

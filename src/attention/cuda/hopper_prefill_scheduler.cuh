@@ -14,8 +14,6 @@ class PrefillScheduler {
 
   __device__ void run() {
     const int num_tiles = args_.plan->num_tiles;
-    num_chunks_ = args_.plan->num_chunks;
-    chunk_ = args_.plan->chunks[0];
     int index = blockIdx.x;
     while (index < num_tiles) {
       const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0;
@@ -23,6 +21,7 @@ class PrefillScheduler {
       index = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
     }
     announce(PrefillTile{});
+    launch_kernels_behind();
     // The last block to come here leaves the counters ready for the next run.
     if (lane_ == 0) {
       __threadfence();
@@ -36,19 +35,15 @@ class PrefillScheduler {
  private:
   // Which entry and head is the tile called `index`? Indices only grow.
   __device__ void schedule(int index) {
-    while (next_chunk_ < num_chunks_) {
-      const PrefillChunk next = args_.plan->chunks[next_chunk_];
-      if (index < next.first_tile) break;
-      chunk_ = next;
-      ++next_chunk_;
-    }
-    index -= chunk_.first_tile;
-    const int group = index / (chunk_.entries * chunk_.group_heads);
-    index -= group * (chunk_.entries * chunk_.group_heads);
-    const int first_head = group * chunk_.group_heads;
-    const int heads = min(chunk_.group_heads, args_.num_heads - first_head);
+    while (chunk_ + 1 < args_.plan->num_chunks && index >= args_.plan->chunks[chunk_ + 1].first_tile) ++chunk_;
+    const PrefillChunk chunk = args_.plan->chunks[chunk_];
+    index -= chunk.first_tile;
+    const int group = index / (chunk.entries * chunk.group_heads);
+    index -= group * (chunk.entries * chunk.group_heads);
+    const int first_head = group * chunk.group_heads;
+    const int heads = min(chunk.group_heads, args_.num_heads - first_head);
     const int row = index / heads;
-    const PrefillEntry entry = args_.entries[chunk_.first_entry + row];
+    const PrefillEntry entry = args_.entries[chunk.first_entry + row];
     const int head = first_head + index - row * heads;
 
     const int first_key = args_.mask.first(entry.position);
@@ -111,9 +106,7 @@ class PrefillScheduler {
   int lane_;
   RingPlace<Config::kTileSlots> place_;
   RingPlace<Config::kQuerySlots> query_;
-  int num_chunks_ = 0;
-  int next_chunk_ = 1;
-  PrefillChunk chunk_;  // of the tile last found
+  int chunk_ = 0;  // of the tile last found
 };
 
 }  // namespace onepass::hopper

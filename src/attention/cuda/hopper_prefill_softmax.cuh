@@ -43,17 +43,10 @@ class PrefillSoftmax {
     sum_[0] = sum_[1] = 0.0f;
   }
 
-  // Scores become exponents, relative to the maxima so far.
-  __device__ void subtract(float (&s)[kScores]) const {
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) s[i] = fmaf(s[i], scale_, -base(i / 2 % 2));
-  }
-
-  // Exponents to probabilities, if the maxima so far will do. Otherwise false for all threads of the warp, and `s` is
-  // as it was.
+  // Scores to probabilities by the maxima so far, if these will do; otherwise false for all threads of the warp.
   __device__ bool try_exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4]) {
     float sum[2];
-    exponentials(s, p, 0.0f, 0.0f, sum);
+    exponentials(s, p, sum);
     const bool fits = sum[0] <= kSumLimit && sum[1] <= kSumLimit && max_[0] != -INFINITY && max_[1] != -INFINITY;
     if (__any_sync(0xFFFFFFFF, !fits)) return false;
     sum_[0] += sum[0];
@@ -61,29 +54,26 @@ class PrefillSoftmax {
     return true;
   }
 
-  // Exponents to probabilities, with maxima brought up to date: what went before must be multiplied by `correction`.
+  // Scores to probabilities, with maxima brought up to date: what went before must be multiplied by `correction`.
   __device__ void update(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], float (&correction)[2]) {
     float m[4] = {s[0], s[1], s[2], s[3]};
 #pragma unroll
     for (int i = 4; i < kScores; ++i) m[i % 4] = fmaxf(m[i % 4], s[i]);
-    float growth[2] = {fmaxf(m[0], m[1]), fmaxf(m[2], m[3])};
+    float now[2] = {fmaxf(m[0], m[1]) * scale_, fmaxf(m[2], m[3]) * scale_};
 #pragma unroll
-    for (int lanes = 1; lanes <= 2; ++lanes) {
+    for (int lanes = 1; lanes <= 2; lanes *= 2) {
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        growth[row] = fmaxf(growth[row], __shfl_xor_sync(0xFFFFFFFF, growth[row], lanes));
-      }
+      for (int row = 0; row < 2; ++row) now[row] = fmaxf(now[row], __shfl_xor_sync(0xFFFFFFFF, now[row], lanes));
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const bool seen = max_[row] != -INFINITY;
-      const bool sees = growth[row] != -INFINITY;
-      if ((seen && growth[row] <= kLag) || !sees) growth[row] = 0.0f;
-      correction[row] = seen ? exp2_approx(-growth[row]) : 0.0f;
-      if (seen || sees) max_[row] = base(row) + growth[row];
+      if (seen && now[row] <= max_[row] + kLag) now[row] = max_[row];
+      correction[row] = seen ? exp2_approx(max_[row] - now[row]) : 0.0f;
+      max_[row] = now[row];
     }
     float sum[2];
-    exponentials(s, p, growth[0], growth[1], sum);
+    exponentials(s, p, sum);
 #pragma unroll
     for (int row = 0; row < 2; ++row) sum_[row] = fmaf(sum_[row], correction[row], sum[row]);
   }
@@ -107,15 +97,16 @@ class PrefillSoftmax {
  private:
   __device__ float base(int row) const { return max_[row] == -INFINITY ? 0.0f : max_[row]; }
 
-  __device__ static void exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], float subtract0,
-                                      float subtract1, float (&sum)[2]) {
+  __device__ void exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], float (&sum)[2]) const {
+    const float base0 = base(0);
+    const float base1 = base(1);
     float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j) {
-      const float a = exp2_approx(s[4 * j] - subtract0);
-      const float b = exp2_approx(s[4 * j + 1] - subtract0);
-      const float c = exp2_approx(s[4 * j + 2] - subtract1);
-      const float d = exp2_approx(s[4 * j + 3] - subtract1);
+      const float a = exp2_approx(fmaf(s[4 * j], scale_, -base0));
+      const float b = exp2_approx(fmaf(s[4 * j + 1], scale_, -base0));
+      const float c = exp2_approx(fmaf(s[4 * j + 2], scale_, -base1));
+      const float d = exp2_approx(fmaf(s[4 * j + 3], scale_, -base1));
       part[0] += a;
       part[1] += b;
       part[2] += c;

@@ -23,6 +23,13 @@ __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// Of a kernel launched before the one before it in the stream has ended: waits until it has, and what it wrote can be
+// read.
+__device__ inline void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the next kernel begin as blocks of this one end, if it was launched so.
+__device__ inline void launch_kernels_behind() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // --- Barriers --------------------------------------------------------------------------------------------------------
 // Named barriers: `threads` counts those that wait and those that only arrive.
 __device__ inline void named_barrier_sync(int id, int threads) {
@@ -68,7 +75,7 @@ __device__ inline void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// What L2 should do with a line: values of createpolicy.fractional.L2 for the whole access.
+// What L2 should do with a line: what createpolicy.fractional.L2::evict_first and ::evict_last make of the fraction 1.
 constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
 constexpr uint64_t kEvictLast = 0x14F0000000000000ull;
 
