@@ -371,7 +371,7 @@ TEST_F(BatchCommandTest, ThroughputPrintsTheFieldsOfTheField) {
   result = run(bench + " --dataset-name sharegpt --dataset-path " + (dir_ / "chats.json").string() + " --json");
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_EQ(json::parse(result.out).at("successful_requests").get<int>(), 1);
-  EXPECT_EQ(run(bench + " --dataset-name sharegpt").exit_status, 1);
+  EXPECT_EQ(run(bench + " --dataset-name sharegpt").exit_status, 2);
   EXPECT_EQ(run(bench + " --random-input-len 5000").exit_status, 1);
   EXPECT_EQ(run(bench + " --dataset-name other").exit_status, 2);
 }

@@ -40,7 +40,7 @@ ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 SOURCES = (".h", ".inl", ".cuh", ".cc", ".cu")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 COMMAND = re.compile(
-    r"\b(set|onepass_library|onepass_test|onepass_isa_sources|add_executable|target_link_libraries)\s*\(([^)]*)\)"
+    r"\b(set|onepass_library|onepass_test|onepass_isa_sources|add_executable|add_library|target_link_libraries)\s*\(([^)]*)\)"
 )
 KEYWORDS = {"SOURCES", "DEPENDS", "LIBRARIES", "TESTS", "TEST_DEPENDS"}
 
@@ -79,7 +79,7 @@ def read_targets(src):
         prefix = "" if folder == "." else folder + "/"
         lists = {}  # ${NAME} -> file names
         for command, body in COMMAND.findall(strip_comments(cmake.read_text())):
-            words = body.split()
+            words = [word for word in body.split() if word != "SHARED"]
             if not words:
                 continue
             if command == "onepass_isa_sources":
@@ -93,7 +93,7 @@ def read_targets(src):
                 continue
             target = targets.setdefault(words[0], Target(words[0], folder))
             parts = split_keywords(words[1:])
-            files = parts.get("SOURCES", []) + (parts[""] if command == "add_executable" else [])
+            files = parts.get("SOURCES", []) + (parts[""] if command.startswith("add_") else [])
             target.files |= {prefix + f for word in files for f in lists.get(word, [word])}
             target.depends |= set(parts.get("DEPENDS", []))
             if command == "onepass_library":

@@ -18,7 +18,7 @@ class CheckPtxas(unittest.TestCase):
         self.assertEqual(check(CLEAN), ([], []))
 
     def test_shows_other_messages(self):
-        warning = "k.cu(3): warning #177-D: variable \"x\" was declared but never referenced"
+        warning = 'k.cu(3): warning #177-D: variable "x" was declared but never referenced'
         self.assertEqual(check(warning + "\n" + CLEAN), ([warning], []))
 
     def test_complains_of_spills(self):

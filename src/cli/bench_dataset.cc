@@ -113,6 +113,9 @@ void BenchDataset::add_to(CLI::App& app) {
 }
 
 void BenchDataset::check() const {
+  if (name_ == kShareGpt && path_.empty()) {
+    refuse_usage(invalid_argument("--dataset-path: --dataset-name sharegpt needs a file"));
+  }
   for (const auto& [option, datasets] : owners_) {
     if (option->count() == 0 || std::find(datasets.begin(), datasets.end(), name_) != datasets.end()) continue;
     std::string expected = datasets.front();
@@ -189,7 +192,6 @@ StatusOr<std::vector<BenchRequest>> BenchDataset::shared_prefix_requests(const B
 
 StatusOr<std::vector<BenchRequest>> BenchDataset::sharegpt_requests(const BenchLimits& limits,
                                                                     const Tokenizer* tokenizer) const {
-  if (path_.empty()) return invalid_argument("--dataset-path: sharegpt needs a file");
   if (tokenizer == nullptr) return invalid_argument("sharegpt: needs a model with a tokenizer");
   ONEPASS_ASSIGN_OR_RETURN(std::vector<Conversation> conversations, read_conversations(path_));
   // Before they are tokenized: of a large file few are.

@@ -76,6 +76,7 @@ StatusOr<std::vector<Timeline>> run_all(Scheduler& scheduler, const std::vector<
   const auto now = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
   size_t num_submitted = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
+    timelines[i].tokens.reserve(requests[i].output_len);
     GenerateRequest request;
     request.prompt = requests[i].prompt;
     request.sampling.temperature = 0.0f;

@@ -9,6 +9,7 @@
 
 #include "cli/command.h"
 #include "cli/options.h"
+#include "cli/print_text.h"
 #include "cli/text_model.h"
 
 namespace onepass {
@@ -67,7 +68,7 @@ Status run(const ChatOptions& options) {
   handler.sa_handler = on_interrupt;
   ::sigaction(SIGINT, &handler, nullptr);
 
-  ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, model.engine().open());
+  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Scheduler> scheduler, model.serve({}));
   std::string line;
   Status status = ok_status();
   while (true) {
@@ -81,7 +82,6 @@ Status run(const ChatOptions& options) {
     }
     messages.push_back({{"role", "user"}, {"content", line}});
     interrupted.store(false);
-    GenerationRequest request;
     const nlohmann::json before = messages;
     int dropped = 0;
     auto prompt = encode_what_fits(model, sampling.max_new_tokens, opening(options.system).size(), messages, dropped);
@@ -89,7 +89,10 @@ Status run(const ChatOptions& options) {
       status = prompt.status();
       break;
     }
-    status = model.engine().check_tokens(*prompt);
+    GenerateRequest request;
+    request.prompt = *std::move(prompt);
+    request.sampling = sampling;
+    status = scheduler->validate(request);
     if (!status.ok() && terminal) {  // a message that is too long by itself: another may be shorter
       std::fprintf(stderr, "onepass: %s\n", std::string(status.message()).c_str());
       status = ok_status();
@@ -102,30 +105,22 @@ Status run(const ChatOptions& options) {
       std::fprintf(stderr, "The context of %d tokens is full: forgot the oldest %s.\n", model.engine().context_length(),
                    dropped == 1 ? "turn" : str_cat(dropped, " turns").c_str());
     }
-    request.prompt = *std::move(prompt);
-    request.sampling = sampling;
-    request.cancel = &interrupted;
-    request.on_text = [](std::string_view text) {
-      std::fwrite(text.data(), 1, text.size(), stdout);
-      std::fflush(stdout);
-    };
-    const auto result = generate(model.engine(), model.tokenizer(), sequence, request);
-    if (!result.ok()) {
-      status = result.status();
-      break;
-    }
+    const auto results = generate_blocking(
+        *scheduler, std::move(request), [](const GenerateOutput& output) { print_text(output.text); }, &interrupted);
+    status = results.ok() ? results->front().status : results.status();
+    if (!status.ok()) break;
+    const GenerateResult& result = results->front();
     std::printf("\n");
     if (std::fflush(stdout) != 0) {
       status = absl::DataLossError("stdout: cannot write");
       break;
     }
     if (terminal) {
-      std::fprintf(stderr, "%s", model.summary(result->stats, result->finish_reason, sampling.seed).c_str());
+      std::fprintf(stderr, "%s", model.summary(result.stats, result.finish_reason, sampling.seed).c_str());
     }
-    messages.push_back({{"role", "assistant"}, {"content", result->text}});
+    messages.push_back({{"role", "assistant"}, {"content", result.text}});
     ++sampling.seed;  // another draw for the next turn, still set by the first seed
   }
-  model.engine().close(sequence);
   return status;
 }
 

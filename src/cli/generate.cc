@@ -7,6 +7,7 @@
 #include "cli/generate_batch.h"
 #include "cli/logprobs_json.h"
 #include "cli/options.h"
+#include "cli/print_text.h"
 #include "cli/scheduler_options.h"
 #include "cli/text_model.h"
 
@@ -48,7 +49,7 @@ Status run(const GenerateOptions& options) {
   if (prompt.empty()) return invalid_argument(options.prompt_file, ": expected text, found none");
   ONEPASS_ASSIGN_OR_RETURN(const ModelRunnerOptions runner_options, options.engine.runner_options());
   ONEPASS_ASSIGN_OR_RETURN(const TextModel model, TextModel::load(runner_options));
-  GenerationRequest request;
+  GenerateRequest request;
   if (options.chat) {
     nlohmann::json messages = nlohmann::json::array();
     if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
@@ -58,44 +59,43 @@ Status run(const GenerateOptions& options) {
     ONEPASS_ASSIGN_OR_RETURN(request.prompt, model.encode(prompt));
   }
   request.sampling = options.sampling.params(model.generation_config());
-  // Before anything is printed.
-  ONEPASS_RETURN_IF_ERROR(validate(request.sampling, model.engine().config().vocab_size));
-  ONEPASS_RETURN_IF_ERROR(model.engine().check_tokens(request.prompt));
+  const uint64_t seed = request.sampling.seed;
+  const bool wants_logprobs = request.sampling.logprobs >= 0;
+  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Scheduler> scheduler, model.serve({}));
+  ONEPASS_RETURN_IF_ERROR(scheduler->validate(request));  // before anything is printed
+  OutputCallback on_output;
   if (!options.json) {
-    request.on_text = [](std::string_view text) {
-      std::fwrite(text.data(), 1, text.size(), stdout);
-      std::fflush(stdout);
-    };
-    if (!options.chat) request.on_text(prompt);
+    if (!options.chat) print_text(prompt);
+    on_output = [](const GenerateOutput& output) { print_text(output.text); };
   }
-  ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, model.engine().open());
-  ONEPASS_ASSIGN_OR_RETURN(const GenerationResult result,
-                           generate(model.engine(), model.tokenizer(), sequence, request));
+  ONEPASS_ASSIGN_OR_RETURN(const std::vector<GenerateResult> results,
+                           generate_blocking(*scheduler, std::move(request), on_output));
+  const GenerateResult& result = results[0];
+  ONEPASS_RETURN_IF_ERROR(result.status);
   if (options.json) {
-    const GenerationStats& stats = result.stats;
+    const GenerateStats& stats = result.stats;
     nlohmann::json output = {{"prompt", prompt},
                              {"text", result.text},
                              {"token_ids", result.tokens},
                              {"finish_reason", to_string(result.finish_reason)},
-                             {"seed", request.sampling.seed},
+                             {"seed", seed},
                              {"usage",
                               {{"prompt_tokens", stats.prompt_tokens},
                                {"completion_tokens", stats.generated_tokens},
                                {"total_tokens", stats.prompt_tokens + stats.generated_tokens}}},
-                             {"prefill_seconds", stats.prefill_seconds},
-                             {"decode_seconds", stats.decode_seconds},
-                             {"kv_pages", stats.pages_used}};
+                             {"prefill_seconds", stats.prefill_seconds()},
+                             {"decode_seconds", stats.decode_seconds()},
+                             {"kv_pages", model.num_pages(stats)}};
     if (!result.matched_stop.empty()) output["matched_stop"] = result.matched_stop;
-    if (request.sampling.logprobs >= 0) output["logprobs"] = logprobs_json(model.tokenizer(), result.logprobs);
+    if (wants_logprobs) output["logprobs"] = logprobs_json(model.tokenizer(), result.logprobs);
     std::printf("%s\n", output.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
     std::printf("\n");
   }
   if (std::fflush(stdout) != 0) return absl::DataLossError("stdout: cannot write");
   if (!options.quiet) {
-    std::fprintf(stderr, "\n%s", model.summary(result.stats, result.finish_reason, request.sampling.seed).c_str());
+    std::fprintf(stderr, "\n%s", model.summary(result.stats, result.finish_reason, seed).c_str());
   }
-  model.engine().close(sequence);
   return ok_status();
 }
 

@@ -60,6 +60,7 @@ class InterruptGuard {
 struct Pending {
   TextLine line;
   nlohmann::json id;
+  uint64_t seed = 0;  // of the first answer
   std::vector<GenerateResult> results;
 };
 
@@ -81,6 +82,7 @@ ordered_json to_json(const Pending& pending, const Tokenizer& tokenizer) {
   }
   const GenerateStats& stats = pending.results[0].stats;
   output["choices"] = std::move(choices);
+  output["seed"] = pending.seed;
   output["usage"] = {{"prompt_tokens", stats.prompt_tokens},
                      {"cached_tokens", stats.cached_tokens},
                      {"completion_tokens", generated},
@@ -186,6 +188,7 @@ class BatchRun {
     auto pending = std::make_shared<Pending>();
     pending->line = line;
     pending->id = parsed->id;
+    pending->seed = parsed->request.sampling.seed;
     pending->results.resize(static_cast<size_t>(parsed->request.n));
     const auto id = scheduler_.submit(std::move(parsed->request), [this, pending](const GenerateOutput& output) {
       append_output(output, pending->results[output.index]);

@@ -1,5 +1,6 @@
 #include "cli/text_model.h"
 
+#include <algorithm>
 #include <future>
 
 #include "absl/strings/str_format.h"
@@ -47,18 +48,28 @@ std::string TextModel::description() const {
       std::string(to_string(runner.options().isa)), std::string(runner.attention().name()), runner.options().page_size);
 }
 
-std::string TextModel::summary(const GenerationStats& stats, FinishReason reason, uint64_t seed) const {
+StatusOr<std::unique_ptr<Scheduler>> TextModel::serve(const SchedulerOptions& options) const {
+  return Scheduler::create(engine_->runner(), tokenizer_.get(), options);
+}
+
+int TextModel::num_pages(const GenerateStats& stats) const {
+  const int page_size = engine_->runner().options().page_size;
+  // The last token's K and V are not computed.
+  return (stats.prompt_tokens + std::max(0, stats.generated_tokens - 1) + page_size - 1) / page_size;
+}
+
+std::string TextModel::summary(const GenerateStats& stats, FinishReason reason, uint64_t seed) const {
   const int computed = stats.prompt_tokens - stats.cached_tokens;
-  const int decoded = stats.generated_tokens - 1;  // the first one comes from the prefill
+  const int decoded = std::max(0, stats.generated_tokens - 1);  // the first one comes from the prefill
   const double kib_per_page = engine_->runner().pool().config().bytes_per_page() / 1024.0;
   std::string text = absl::StrFormat("model    %s\n", description());
-  absl::StrAppendFormat(&text, "prefill  %d tokens in %.1f ms, %.1f tok/s", computed, stats.prefill_seconds * 1e3,
-                        computed / stats.prefill_seconds);
+  absl::StrAppendFormat(&text, "prefill  %d tokens in %.1f ms, %.1f tok/s", computed, stats.prefill_seconds() * 1e3,
+                        computed / stats.prefill_seconds());
   if (stats.cached_tokens > 0) absl::StrAppendFormat(&text, " (%d more were in the cache)", stats.cached_tokens);
   absl::StrAppendFormat(&text, "\ndecode   %d tokens after the first in %.1f ms, %.1f tok/s; finish: %s; seed %d\n",
-                        decoded, stats.decode_seconds * 1e3, decoded > 0 ? decoded / stats.decode_seconds : 0.0,
+                        decoded, stats.decode_seconds() * 1e3, decoded > 0 ? decoded / stats.decode_seconds() : 0.0,
                         std::string(to_string(reason)), seed);
-  absl::StrAppendFormat(&text, "KV cache %d of %d pages used, %.1f KiB each\n", stats.pages_used,
+  absl::StrAppendFormat(&text, "KV cache %d of %d pages used, %.1f KiB each\n", num_pages(stats),
                         engine_->page_capacity(), kib_per_page);
   return text;
 }

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "engine/generator.h"
 #include "models/generation_config.h"
+#include "scheduler/scheduler.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
@@ -34,8 +34,13 @@ class TextModel {
   // One line: model, size, device, attention.
   std::string description() const;
 
+  // A scheduler on the engine's runner, for answers; the engine opens no sequences meanwhile. The model outlives it.
+  StatusOr<std::unique_ptr<Scheduler>> serve(const SchedulerOptions& options) const;
+
   // What an answer took, for people: model, device, tokens/s, pages.
-  std::string summary(const GenerationStats& stats, FinishReason reason, uint64_t seed) const;
+  std::string summary(const GenerateStats& stats, FinishReason reason, uint64_t seed) const;
+  // Pages of the KV cache that the answer and its prompt lie in.
+  int num_pages(const GenerateStats& stats) const;
 
  private:
   std::unique_ptr<Engine> engine_;  // methods that use it are const towards the model, not the cache

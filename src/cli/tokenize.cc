@@ -61,7 +61,7 @@ void print_json(const ordered_json& value) {
 }
 
 // A text may hold a zero byte.
-void print_text(const std::string& text) {
+void print_line(const std::string& text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::printf("\n");
 }
@@ -78,7 +78,7 @@ Status run(const TokenizeOptions& options) {
     if (options.json) {
       print_json({{"token_ids", options.decode}, {"text", text}});
     } else {
-      print_text(text);
+      print_line(text);
     }
     return ok_status();
   }
@@ -100,7 +100,7 @@ Status run(const TokenizeOptions& options) {
     print_json({{"text", text}, {"token_ids", ids}, {"tokens", tokens}});
     return ok_status();
   }
-  if (!options.chat_file.empty()) print_text(text);
+  if (!options.chat_file.empty()) print_line(text);
   for (size_t i = 0; i < ids.size(); ++i) std::printf("%s%d", i > 0 ? "," : "", ids[i]);
   std::printf("\n");
   std::fprintf(stderr, "%zu tokens\n", ids.size());

@@ -141,4 +141,19 @@ std::vector<std::string> KvCacheManager::check() const {
   return wrong;
 }
 
+std::vector<std::string> KvCacheManager::repair() {
+  std::vector<std::string> wrong = check();
+  for (const int slot : table_.used_slots()) wrong.push_back(str_cat("request slot ", slot, " is in use by nobody"));
+  if (wrong.empty()) return wrong;
+  pages_.isolate(pages_.check(table_, tree_.pages()));
+  for (const int slot : table_.used_slots()) {
+    table_.truncate(slot, 0);
+    table_.release(slot);
+  }
+  sequences_.assign(sequences_.size(), {});
+  tree_.forget();
+  pages_.free_all();
+  return wrong;
+}
+
 }  // namespace onepass

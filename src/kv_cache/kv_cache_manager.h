@@ -87,6 +87,10 @@ class KvCacheManager {
   // What is wrong with the books, a line each; empty when every page is in one state and nothing is leaked.
   std::vector<std::string> check() const;
 
+  // check(), for a cache that no sequence uses; what is wrong is mended: the pages concerned leave circulation for
+  // good, and the prefix cache starts anew. Returns what was wrong.
+  std::vector<std::string> repair();
+
  private:
   struct Sequence {
     RadixTree::Lock lock = nullptr;

@@ -150,7 +150,17 @@ void PageAllocator::isolate(std::span<const Violation> violations) {
     if (state.state == State::kIsolated) continue;
     state = {State::kIsolated, -1};
     --capacity_;
-    std::erase(free_, violation.page);
+  }
+  std::erase_if(
+      free_, [&](PageId page) { return page >= 0 && page < num_pages() && states_[page].state == State::kIsolated; });
+}
+
+void PageAllocator::free_all() {
+  free_.clear();
+  for (PageId page = num_pages() - 1; page > 0; --page) {
+    if (states_[page].state == State::kIsolated) continue;
+    states_[page] = PageState();
+    free_.push_back(page);
   }
 }
 

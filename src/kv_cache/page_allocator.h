@@ -52,6 +52,9 @@ class PageAllocator {
   // Repairs what check() found: the pages leave circulation for good.
   void isolate(std::span<const Violation> violations);
 
+  // Every page is free again, but page 0 and those isolated. For books that nothing refers to any more.
+  void free_all();
+
  private:
   enum class State : uint8_t { kReserved, kFree, kOwned, kCached, kIsolated };
   struct PageState {

@@ -28,6 +28,12 @@ RadixTree::RadixTree(PageAllocator& pages, int page_size) : allocator_(pages), p
 
 RadixTree::~RadixTree() = default;
 
+void RadixTree::forget() {
+  leaves_.clear();
+  roots_.clear();
+  num_pages_ = num_evictable_ = 0;
+}
+
 std::vector<int32_t> RadixTree::first_page(std::span<const int32_t> tokens) const {
   return {tokens.begin(), tokens.begin() + page_size_};
 }

@@ -54,6 +54,9 @@ class RadixTree {
   // Frees `count` pages, or all that no lock holds when they are fewer; returns how many.
   int evict(int count);
 
+  // Drops all nodes and leaves the allocator's books alone. For when these cannot be trusted. Locks are void.
+  void forget();
+
   int num_pages() const { return num_pages_; }
   // Pages that evict() could free now.
   int num_evictable() const { return num_evictable_; }

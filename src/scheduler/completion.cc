@@ -30,8 +30,8 @@ std::string Completion::push(int32_t token) {
   if (stops_.matched()) {
     finish_reason_ = FinishReason::kStop;
   } else if (num_tokens_ >= max_new_tokens_) {
-    finish_reason_ = FinishReason::kLength;
     text += flush();
+    finish_reason_ = stops_.matched() ? FinishReason::kStop : FinishReason::kLength;
   }
   return text;
 }

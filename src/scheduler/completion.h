@@ -1,6 +1,7 @@
 // One answer as it grows: tokens in, text out, until something ends it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,6 +25,9 @@ class Completion {
   // The text that was held back, for an answer that is ended from outside.
   std::string flush();
 
+  // No more than `count` tokens after all, if that is fewer. REQUIRES: count >= 1, no token has been pushed.
+  void limit(int count) { max_new_tokens_ = std::min(max_new_tokens_, count); }
+
   int num_tokens() const { return num_tokens_; }
   std::optional<FinishReason> finish_reason() const { return finish_reason_; }
   const std::string& matched_stop() const { return stops_.match(); }
@@ -33,7 +37,7 @@ class Completion {
   bool may_stop() const { return num_tokens_ > min_new_tokens_; }
 
   const std::vector<int32_t> end_tokens_;
-  const int max_new_tokens_;
+  int max_new_tokens_;
   const int min_new_tokens_;
   int num_tokens_ = 0;
   std::optional<FinishReason> finish_reason_;

@@ -1,6 +1,6 @@
 #include <chrono>
 #include <condition_variable>
-#include <deque>
+#include <memory>
 #include <mutex>
 
 #include "scheduler/scheduler.h"
@@ -8,12 +8,13 @@
 namespace onepass {
 namespace {
 
-// Pieces on their way from the scheduler's thread to the caller's. Shared by both: the last callback may still be
-// leaving it when the caller has gone.
-struct Mailbox {
+// Shared by the caller's thread and the scheduler's: the last callback may still be leaving it when the caller has
+// gone.
+struct Answers {
   std::mutex mutex;
-  std::condition_variable arrived;
-  std::deque<GenerateOutput> outputs;  // guarded by mutex
+  std::condition_variable ended;
+  bool is_over = false;                 // guarded by mutex
+  std::vector<GenerateResult> results;  // the scheduler's until is_over
 };
 
 }  // namespace
@@ -30,42 +31,37 @@ void append_output(const GenerateOutput& output, GenerateResult& result) {
 }
 
 StatusOr<std::vector<GenerateResult>> generate_blocking(Scheduler& scheduler, GenerateRequest request,
-                                                        const std::function<void(const GenerateOutput&)>& on_output,
+                                                        const OutputCallback& on_output,
                                                         const std::atomic<bool>* cancel) {
   ONEPASS_RETURN_IF_ERROR(scheduler.validate(request));  // before anything is sized by it
-  const auto mailbox = std::make_shared<Mailbox>();
-  std::vector<GenerateResult> results(request.n);
+  const auto answers = std::make_shared<Answers>();
+  answers->results.resize(request.n);
   ONEPASS_ASSIGN_OR_RETURN(const uint64_t id,
-                           scheduler.submit(std::move(request), [mailbox](const GenerateOutput& output) {
-                             const std::lock_guard lock(mailbox->mutex);
-                             mailbox->outputs.push_back(output);
-                             mailbox->arrived.notify_one();
+                           scheduler.submit(std::move(request), [answers, on_output](const GenerateOutput& output) {
+                             append_output(output, answers->results[output.index]);
+                             // The last piece is there before the caller is woken, whatever becomes of this one.
+                             struct Wake {
+                               Answers& answers;
+                               const bool is_last;
+                               ~Wake() {
+                                 if (!is_last) return;
+                                 const std::lock_guard lock(answers.mutex);
+                                 answers.is_over = true;
+                                 answers.ended.notify_one();
+                               }
+                             } wake{*answers, output.is_last};
+                             if (on_output) on_output(output);
                            }));
-  bool is_cancelled = false;
-  for (bool is_last = false; !is_last;) {
-    std::deque<GenerateOutput> outputs;
-    {
-      std::unique_lock lock(mailbox->mutex);
-      const auto has_some = [&] { return !mailbox->outputs.empty(); };
-      if (cancel == nullptr || is_cancelled) {
-        mailbox->arrived.wait(lock, has_some);
-      } else {
-        // A signal handler can set a flag and nothing more.
-        mailbox->arrived.wait_for(lock, std::chrono::milliseconds(20), has_some);
-      }
-      outputs.swap(mailbox->outputs);
-    }
-    for (GenerateOutput& output : outputs) {
-      if (on_output) on_output(output);
-      is_last = output.is_last;
-      append_output(output, results[output.index]);
-    }
-    if (cancel != nullptr && !is_cancelled && cancel->load(std::memory_order_relaxed)) {
-      is_cancelled = true;
-      scheduler.cancel(id);
-    }
+  std::unique_lock lock(answers->mutex);
+  const auto is_over = [&] { return answers->is_over; };
+  // A signal handler can set a flag and nothing more.
+  while (cancel != nullptr && !answers->ended.wait_for(lock, std::chrono::milliseconds(20), is_over)) {
+    if (!cancel->load(std::memory_order_relaxed)) continue;
+    scheduler.cancel(id);
+    break;
   }
-  return results;
+  answers->ended.wait(lock, is_over);
+  return std::move(answers->results);
 }
 
 }  // namespace onepass

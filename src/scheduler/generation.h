@@ -35,6 +35,9 @@ struct GenerateStats {
   double queue_seconds = 0.0;        // until it was first admitted
   double first_token_seconds = 0.0;  // from arrival
   double total_seconds = 0.0;        // from arrival
+
+  double prefill_seconds() const { return first_token_seconds - queue_seconds; }  // until the first token is known
+  double decode_seconds() const { return total_seconds - first_token_seconds; }   // for the others
 };
 
 // A piece of one answer, as it becomes certain.

@@ -6,7 +6,7 @@
 namespace onepass {
 RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallback on_output,
                            const Tokenizer* tokenizer, const std::vector<int32_t>& eos_token_ids, int max_tokens)
-    : n_(given.n), wants_logprobs_(given.sampling.logprobs >= 0), on_output_(std::move(on_output)) {
+    : id_(first_id), n_(given.n), wants_logprobs_(given.sampling.logprobs >= 0), on_output_(std::move(on_output)) {
   if (given.timeout_seconds > 0) {
     deadline_ = arrived_at_ +
                 std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(given.timeout_seconds));
@@ -18,12 +18,11 @@ RequestGroup::RequestGroup(uint64_t first_id, GenerateRequest given, OutputCallb
   const int max_new = std::min(given.sampling.max_new_tokens, max_tokens - num_prompt);
   const std::vector<int32_t> ends = end_tokens(given.sampling, eos_token_ids);
   for (int i = 0; i < count; ++i) {
-    auto answer = std::make_unique<Answer>();
-    answer->index = i;
-    answer->stats.prompt_tokens = num_prompt;
     SamplingParams sampling = given.sampling;
     sampling.seed += static_cast<uint64_t>(i);
-    answer->completion = std::make_unique<Completion>(tokenizer, sampling, ends, max_new);
+    auto answer = std::make_unique<Answer>(Completion(tokenizer, sampling, ends, max_new));
+    answer->index = i;
+    answer->stats.prompt_tokens = num_prompt;
     Request& request = *answer;
     answer->group = this;
     request.id = first_id + static_cast<uint64_t>(i);
@@ -43,13 +42,23 @@ double RequestGroup::seconds_since_arrival() const {
 }
 
 bool RequestGroup::on_token(Answer& answer, SampledToken token) {
-  if (answer.completion->num_tokens() == 0) answer.stats.first_token_seconds = seconds_since_arrival();
+  if (answer.completion.num_tokens() == 0) answer.stats.first_token_seconds = seconds_since_arrival();
+  std::string text = answer.completion.push(token.token);
+  answer.total_logprob += token.logprob;
+  const auto reason = answer.completion.finish_reason();
+  if (!reason && !wants_logprobs_ && !is_held()) {
+    outbox_->push_back({.on_output = &on_output_,
+                        .id = id(),
+                        .index = answer.index,
+                        .token = token.token,
+                        .text = std::move(text),
+                        .output = nullptr});
+    return false;
+  }
   GenerateOutput output;
   output.tokens.push_back(token.token);
-  output.text = answer.completion->push(token.token);
-  answer.total_logprob += token.logprob;
+  output.text = std::move(text);
   if (wants_logprobs_) output.logprobs.push_back(std::move(token));
-  const auto reason = answer.completion->finish_reason();
   if (reason) {
     finish(answer, std::move(output), *reason);
   } else {
@@ -60,20 +69,20 @@ bool RequestGroup::on_token(Answer& answer, SampledToken token) {
 
 void RequestGroup::end(Answer& answer, FinishReason reason, const Status& status) {
   GenerateOutput output;
-  output.text = answer.completion->flush();
+  output.text = answer.completion.flush();
   output.status = status;
   finish(answer, std::move(output), reason);
 }
 
 void RequestGroup::finish(Answer& answer, GenerateOutput output, FinishReason reason) {
   answer.stats.cached_tokens = std::max(0, answers_.front()->cached_tokens);  // siblings fork what the first one has
-  answer.stats.generated_tokens = answer.completion->num_tokens();
+  answer.stats.generated_tokens = answer.completion.num_tokens();
   answer.stats.retractions = answer.num_retractions;
   answer.stats.total_seconds = seconds_since_arrival();
   answer.has_ended = true;
   answer.end_reason = reason;
   output.finish_reason = reason;
-  output.matched_stop = answer.completion->matched_stop();
+  output.matched_stop = answer.completion.matched_stop();
   output.stats = answer.stats;
   ++num_ended_;
   deliver(answer, std::move(output));
@@ -83,26 +92,35 @@ void RequestGroup::finish(Answer& answer, GenerateOutput output, FinishReason re
 void RequestGroup::deliver(Answer& answer, GenerateOutput output) {
   output.id = id();
   output.index = answer.index;
-  if (static_cast<int>(answers_.size()) > n_) {
+  if (is_held()) {
     answer.held.push_back(std::move(output));
     return;
   }
   output.is_last = output.finish_reason && num_ended_ == n_;
-  outbox_->push_back({&on_output_, std::move(output)});
+  put(std::move(output));
+}
+
+void RequestGroup::put(GenerateOutput output) {
+  outbox_->push_back({.on_output = &on_output_,
+                      .id = output.id,
+                      .index = output.index,
+                      .token = 0,
+                      .text = {},
+                      .output = std::make_unique<GenerateOutput>(std::move(output))});
 }
 
 void RequestGroup::deliver_best() {
   std::vector<int> order(answers_.size());
   std::iota(order.begin(), order.end(), 0);
   const auto mean = [&](int i) {
-    return answers_[i]->total_logprob / std::max(1, answers_[i]->completion->num_tokens());
+    return answers_[i]->total_logprob / std::max(1, answers_[i]->completion.num_tokens());
   };
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return mean(a) > mean(b); });
   for (int place = 0; place < n_; ++place) {
     for (GenerateOutput& output : answers_[order[place]]->held) {
       output.index = place;
       output.is_last = output.finish_reason && place == n_ - 1;
-      outbox_->push_back({&on_output_, std::move(output)});
+      put(std::move(output));
     }
   }
 }

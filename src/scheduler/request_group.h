@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/prefetch.h"
 #include "scheduler/completion.h"
 #include "scheduler/generation.h"
 #include "scheduler/request.h"
@@ -18,8 +19,12 @@ class RequestGroup;
 
 // One of the answers: the sequence that the planner knows, with its text.
 struct Answer : Request {
+  explicit Answer(Completion text) : completion(std::move(text)) {}
+  // Asks for what a new token touches beside the answer itself.
+  inline void prefetch_parts() const;
+
   RequestGroup* group = nullptr;
-  std::unique_ptr<Completion> completion;
+  Completion completion;
   int index = 0;
   double total_logprob = 0.0;
   GenerateStats stats;
@@ -32,7 +37,13 @@ struct Answer : Request {
 // the pages free and the counts right.
 struct Delivery {
   const OutputCallback* on_output;  // the group's
-  GenerateOutput output;
+  // Most pieces are a token and its text: they come without a GenerateOutput of their own, which would be five times as
+  // large.
+  uint64_t id = 0;
+  int index = 0;
+  int32_t token = 0;
+  std::string text;
+  std::unique_ptr<GenerateOutput> output;  // the whole piece, when there is more to it
 };
 
 // Used by the scheduler's thread alone.
@@ -45,7 +56,7 @@ class RequestGroup {
   // Where pieces go; set before anything else is called, and outlives the group.
   void set_outbox(std::vector<Delivery>* outbox) { outbox_ = outbox; }
 
-  uint64_t id() const { return answers_.front()->id; }
+  uint64_t id() const { return id_; }
   std::vector<std::unique_ptr<Answer>>& answers() { return answers_; }
   std::optional<SteadyClock::time_point> deadline() const { return deadline_; }
   double seconds_since_arrival() const;
@@ -60,11 +71,15 @@ class RequestGroup {
   bool is_over() const;
 
  private:
+  // best_of > n: which answers are shown is known at the end.
+  bool is_held() const { return static_cast<int>(answers_.size()) > n_; }
   // Puts `output` into the outbox, or keeps it until the best answers are known.
   void deliver(Answer& answer, GenerateOutput output);
+  void put(GenerateOutput output);
   void deliver_best();
   void finish(Answer& answer, GenerateOutput output, FinishReason reason);
 
+  const uint64_t id_;
   const int n_;
   const bool wants_logprobs_;
   const OutputCallback on_output_;
@@ -74,5 +89,10 @@ class RequestGroup {
   std::vector<std::unique_ptr<Answer>> answers_;
   int num_ended_ = 0;
 };
+
+inline void Answer::prefetch_parts() const {
+  prefetch(tokens.data() + tokens.size());
+  prefetch(group);
+}
 
 }  // namespace onepass

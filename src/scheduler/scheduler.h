@@ -94,11 +94,11 @@ class Scheduler {
 // Adds a piece to the answer that it belongs to.
 void append_output(const GenerateOutput& output, GenerateResult& result);
 
-// Submits, waits, and returns one result for each of request.n answers. `on_output` (may be empty) sees the pieces on
-// the caller's thread as they come. Once `cancel` (may be null) is set, by another thread or a signal handler, the
-// request ends with what it has.
+// Submits, waits, and returns one result for each of request.n answers. `on_output` (may be empty) sees the pieces too,
+// on the scheduler's thread. Once `cancel` (may be null) is set, by another thread or a signal handler, the request
+// ends with what it has.
 StatusOr<std::vector<GenerateResult>> generate_blocking(Scheduler& scheduler, GenerateRequest request,
-                                                        const std::function<void(const GenerateOutput&)>& on_output,
+                                                        const OutputCallback& on_output,
                                                         const std::atomic<bool>* cancel = nullptr);
 
 }  // namespace onepass

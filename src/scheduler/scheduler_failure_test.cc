@@ -51,6 +51,31 @@ TEST(SchedulerFailureTest, ACallbackThatThrowsEndsItsRequestAlone) {
   server.expect_idle_and_whole();
 }
 
+TEST(SchedulerFailureTest, AnIdleServerMendsItsCache) {
+  std::mt19937 random(14);
+  // Room for one request of the full length, and not a page more.
+  Server server({.page_size = 16, .context_length = 64, .max_requests = 3, .kv_tokens = 64});
+  const auto breaks = [&, has_broken = false](const GenerateOutput&) mutable {
+    if (std::exchange(has_broken, true)) return;
+    const int slot = server.runner->table().acquire();  // a request that nobody knows of holds a page
+    const PageId page = server.runner->table().pages(server.runner->table().used_slots()[0])[0];
+    server.runner->table().append(slot, std::span(&page, 1));
+  };
+  ASSERT_TRUE(server.scheduler->submit(request(random_tokens(random, 20), 3), breaks).ok());
+  for (int i = 0; i < 10000 && server.scheduler->stats().total_pages == 4; ++i) std::this_thread::sleep_for(1ms);
+  ASSERT_EQ(server.scheduler->stats().total_pages, 3);
+  server.expect_idle_and_whole();
+  EXPECT_EQ(server.generate(request(random_tokens(random, 20), 8))[0].tokens.size(), 8u);
+  // What asks for more than there is now ends when the cache is full.
+  const GenerateResult cut = server.generate(request(random_tokens(random, 20), 44))[0];
+  EXPECT_EQ(cut.finish_reason, FinishReason::kLength);
+  EXPECT_EQ(cut.tokens.size(), 28u);
+  const GenerateResult refused = server.generate(request(random_tokens(random, 48), 10))[0];
+  EXPECT_EQ(refused.finish_reason, FinishReason::kError);
+  EXPECT_EQ(refused.status.message(), "prompt: 48 tokens, but the KV cache has lost pages and holds 48");
+  server.expect_idle_and_whole();
+}
+
 TEST(SchedulerFailureTest, ABrokenInvariantAnswersWhatIsInFlight) {
   std::mt19937 random(13);
   Collector collector;

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/prefetch.h"
 
 namespace onepass {
 
@@ -18,7 +19,8 @@ SchedulerLoop::SchedulerLoop(ModelRunner& runner, const Tokenizer* tokenizer, co
       cache_(runner.table(), runner.pool().config().num_pages, runner.options().page_size, options.prefix_caching),
       planner_({.max_tokens_per_step = runner.options().max_tokens_per_step,
                 .max_running_requests = runner.options().max_requests,
-                .policy = options.longest_prefix_first ? SchedulePolicy::kLpm : SchedulePolicy::kFcfs},
+                .policy = options.longest_prefix_first ? SchedulePolicy::kLpm : SchedulePolicy::kFcfs,
+                .explains_waiting = trace_ != nullptr},
                cache_),
       executor_(runner) {
   planner_.set_listener([this](PlanEvent event, Request& request) { on_plan_event(event, request); });
@@ -230,9 +232,21 @@ void SchedulerLoop::drain() {
   }
 }
 
+void SchedulerLoop::audit() {
+  needs_audit_ = false;
+  const std::vector<std::string> wrong = cache_.repair();
+  if (wrong.empty()) return;
+  constexpr size_t kMostLines = 10;
+  for (size_t i = 0; i < std::min(kMostLines, wrong.size()); ++i) log_error(str_cat("KV cache: ", wrong[i]));
+  log_error(str_cat("KV cache: ", wrong.size(), " defects mended; ", cache_.capacity(), " pages are left"));
+  publish();
+}
+
 void SchedulerLoop::receive() {
+  const auto is_busy = [&] { return executor_.num_in_flight() > 0 || !planner_.idle(); };
+  if (!is_busy() && needs_audit_) audit();
   std::unique_lock lock(mutex_);
-  wake_.wait(lock, [&] { return !inbox_.empty() || executor_.num_in_flight() > 0 || !planner_.idle(); });
+  wake_.wait(lock, [&] { return !inbox_.empty() || is_busy(); });
   published_.waiting_requests += inbox_.num_requests;  // until publish() counts them
   received_ = std::exchange(inbox_, Inbox());
 }
@@ -243,8 +257,28 @@ void SchedulerLoop::arrive(std::unique_ptr<RequestGroup> group) {
   RequestGroup& known = *(groups_[group->id()] = std::move(group));
   for (const std::unique_ptr<Answer>& answer : known.answers()) {
     if (trace_) trace_->arrived(*answer);
+    if (!fit_to_cache(*answer)) continue;
     planner_.add(answer.get());
   }
+}
+
+bool SchedulerLoop::fit_to_cache(Answer& answer) {
+  // The cache holds less than when the request was taken only if it has lost pages.
+  const auto room =
+      static_cast<int>(std::min<int64_t>(answer.max_tokens, int64_t{cache_.capacity()} * cache_.page_size()));
+  if (answer.num_prompt_tokens < room) {
+    answer.completion.limit(room - answer.num_prompt_tokens);
+    answer.max_tokens = room;
+    return true;
+  }
+  answer.group->end(answer, FinishReason::kError,
+                    resource_exhausted("prompt: ", answer.num_prompt_tokens,
+                                       " tokens, but the KV cache has lost pages and holds ", room));
+  if (trace_) trace_->ended(answer, to_string(answer.end_reason));
+  answer.state = Request::State::kFinished;
+  ++totals_.finished_requests;
+  ending_.push_back(answer.group->id());
+  return false;
 }
 
 void SchedulerLoop::on_plan_event(PlanEvent event, Request& request) {
@@ -267,6 +301,7 @@ bool SchedulerLoop::launch() {
   const auto begin = SteadyClock::now();
   executor_.launch(plan);
   ++totals_.steps;
+  needs_audit_ = true;
   totals_.computed_tokens += plan.num_tokens();
   if (trace_) {
     trace_->step(plan, begin, SteadyClock::now(), planner_,
@@ -277,7 +312,14 @@ bool SchedulerLoop::launch() {
 }
 
 void SchedulerLoop::collect() {
-  for (StepExecutor::Sampled& sampled : executor_.collect()) {
+  std::vector<StepExecutor::Sampled> step = executor_.collect();
+  for (size_t i = 0; i < step.size(); ++i) {
+    if (i + 2 * kPrefetchDistance < step.size()) {
+      prefetch(static_cast<Answer*>(step[i + 2 * kPrefetchDistance].request));
+    }
+    if (i + kPrefetchDistance < step.size())
+      static_cast<Answer*>(step[i + kPrefetchDistance].request)->prefetch_parts();
+    StepExecutor::Sampled& sampled = step[i];
     auto& answer = static_cast<Answer&>(*sampled.request);
     const bool has_ended = answer.state == Request::State::kFinished;
     planner_.on_token(&answer, sampled.token.ok() ? sampled.token->token : 0);
@@ -351,12 +393,22 @@ void SchedulerLoop::publish() {
 }
 
 void SchedulerLoop::hand_out() {
-  for (const Delivery& delivery : outbox_) {
+  GenerateOutput token_piece;
+  token_piece.tokens.resize(1);
+  for (Delivery& delivery : outbox_) {
     try {
-      (*delivery.on_output)(delivery.output);
+      if (delivery.output) {
+        (*delivery.on_output)(*delivery.output);
+        continue;
+      }
+      token_piece.id = delivery.id;
+      token_piece.index = delivery.index;
+      token_piece.tokens[0] = delivery.token;
+      token_piece.text.swap(delivery.text);
+      (*delivery.on_output)(token_piece);
     } catch (const std::exception& error) {
-      log_warning(str_cat("request ", delivery.output.id, " is cancelled: its callback threw: ", error.what()));
-      cancel(delivery.output.id);
+      log_warning(str_cat("request ", delivery.id, " is cancelled: its callback threw: ", error.what()));
+      cancel(delivery.id);
     }
   }
   outbox_.clear();

@@ -63,9 +63,13 @@ class SchedulerLoop {
   void fail(const std::string& what);
   // What came while serve() ended. Marks the thread as ended.
   void drain();
+  // Audits the cache once it is idle after work, and mends it: a leaked page costs that page, not the server.
+  void audit();
   // Takes the inbox; blocks while there is nothing to do.
   void receive();
   void arrive(std::unique_ptr<RequestGroup> group);
+  // Cuts a new answer to what the cache holds; false, and it has ended with an error, when its prompt does not fit.
+  bool fit_to_cache(Answer& answer);
   void on_plan_event(PlanEvent event, Request& request);
   // Plans a step and starts it; false when there is none.
   bool launch();
@@ -110,6 +114,7 @@ class SchedulerLoop {
   absl::flat_hash_map<uint64_t, std::unique_ptr<RequestGroup>> groups_;
   std::vector<Delivery> outbox_;
   std::vector<uint64_t> with_deadline_;
+  bool needs_audit_ = false;      // steps have run since the last one
   std::vector<uint64_t> ending_;  // groups of which an answer has ended
   SchedulerStats totals_;         // the counts since the start
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/prefetch.h"
 #include "base/strings.h"
 
 namespace onepass {
@@ -53,7 +54,8 @@ StepPlan StepPlanner::plan() {
   continue_prefills(plan, budget);
   // Who has just lost its pages must not get them back in the same breath.
   const auto [first_left, reason] = has_retracted_ ? std::pair{size_t{0}, WaitReason::kPages} : admit(plan, budget);
-  for (size_t i = first_left; i < waiting_.size(); ++i) set_wait_reason(waiting_[i], reason);
+  for (size_t i = first_left; options_.explains_waiting && i < waiting_.size(); ++i)
+    set_wait_reason(waiting_[i], reason);
   for (const StepPlan::Item& item : plan.items) item.request->is_planned = false;
   for (const StepPlan::Fork& fork : plan.forks) fork.request->is_planned = false;
   return plan;
@@ -62,6 +64,7 @@ StepPlan StepPlanner::plan() {
 void StepPlanner::plan_decodes(StepPlan& plan, int& budget) {
   // Retraction takes from the end of running_, at this index or after it.
   for (size_t i = 0; i < running_.size(); ++i) {
+    if (i + kPrefetchDistance < running_.size()) prefetch(running_[i + kPrefetchDistance]);
     Request* const request = running_[i];
     if (!request->is_decoding() || request->num_planned() >= request->max_tokens) continue;
     bool is_running = true;
@@ -201,6 +204,8 @@ void StepPlanner::set_wait_reason(Request* request, WaitReason reason) {
 }
 
 std::pair<size_t, WaitReason> StepPlanner::admit(StepPlan& plan, int& budget) {
+  // Nobody is admitted for as long as all places are taken: no need to sort a long queue.
+  if (static_cast<int>(running_.size()) >= options_.max_running_requests) return {0, WaitReason::kRequests};
   if (!waiting_.empty() && budget > 0) sort_waiting();
   size_t i = 0;
   while (i < waiting_.size()) {

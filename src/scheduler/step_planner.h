@@ -20,6 +20,8 @@ struct StepPlannerOptions {
   int max_tokens_per_step = 512;  // of prefill chunks and decodes together
   int max_running_requests = 1;
   SchedulePolicy policy = SchedulePolicy::kLpm;
+  // Says of each waiting request why it waits: a walk over the queue in each step.
+  bool explains_waiting = true;
 };
 
 struct StepPlan {

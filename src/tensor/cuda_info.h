@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "base/status.h"
+
 namespace onepass {
 
 struct GpuInfo {
@@ -28,5 +30,11 @@ struct CudaInfo {
 // Never fails and, without a driver, takes no time: a machine without NVIDIA's files is one with `problem` set. With
 // one, the first call creates a CUDA context on each GPU (a few hundred milliseconds each).
 CudaInfo query_cuda();
+
+// The GPUs by number alone, without a context on any: at least one, or an error that says why there is none.
+StatusOr<int> count_gpus();
+
+// One GPU by CUDA's number, without a look at the others. Leaves the current GPU as it was.
+StatusOr<GpuInfo> query_gpu(int index);
 
 }  // namespace onepass

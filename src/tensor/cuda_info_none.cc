@@ -1,4 +1,4 @@
-// query_cuda() of a binary built without nvcc.
+// The queries of a binary built without nvcc.
 #include "tensor/cuda_info.h"
 
 namespace onepass {
@@ -8,5 +8,9 @@ CudaInfo query_cuda() {
   info.problem = "this binary was built without CUDA";
   return info;
 }
+
+StatusOr<int> count_gpus() { return not_found("this binary was built without CUDA"); }
+
+StatusOr<GpuInfo> query_gpu(int) { return not_found("this binary was built without CUDA"); }
 
 }  // namespace onepass

@@ -1,5 +1,7 @@
 #include "tokenizer/incremental_detokenizer.h"
 
+#include <utility>
+
 #include "tokenizer/unicode.h"
 
 namespace onepass {
@@ -10,8 +12,6 @@ std::string IncrementalDetokenizer::push(int32_t id) {
     return certain_bytes(/*at_end=*/false);
   }
   window_.push_back(id);
-  // A run of byte tokens is valid or not as a whole.
-  if (tokenizer_.is_byte_token(id)) return "";
   return new_text(/*at_end=*/false);
 }
 
@@ -20,6 +20,7 @@ std::string IncrementalDetokenizer::flush() {
 }
 
 std::string IncrementalDetokenizer::certain_bytes(bool at_end) {
+  if (is_valid_utf8(bytes_)) return std::exchange(bytes_, {});
   std::string text;
   std::string_view rest = bytes_;
   while (!rest.empty()) {
@@ -35,10 +36,17 @@ std::string IncrementalDetokenizer::certain_bytes(bool at_end) {
 std::string IncrementalDetokenizer::new_text(bool at_end) {
   const std::string before = tokenizer_.decode(std::span(window_).first(num_returned_), skip_special_tokens_);
   const std::string all = tokenizer_.decode(window_, skip_special_tokens_);
-  if (all.size() <= before.size()) return "";
   // U+FFFD at the end may be the first part of a character.
   if (!at_end && all.ends_with(kReplacementCharacter)) return "";
-  std::string text = all.substr(before.size());
+  std::string text;
+  if (all.starts_with(before)) {
+    text = all.substr(before.size());
+  } else {
+    // A run of byte tokens of which a part has been returned has turned out ill-formed, and with it, for decode(), that
+    // part too. It stays as it was; the new tokens, which begin with bytes, stand for themselves.
+    text = tokenizer_.decode(std::span(window_).subspan(num_returned_), skip_special_tokens_);
+  }
+  if (text.empty()) return "";
   // The tokens just returned are the context of the next ones.
   window_.erase(window_.begin(), window_.begin() + static_cast<std::ptrdiff_t>(num_returned_));
   num_returned_ = window_.size();

@@ -9,9 +9,12 @@
 
 namespace onepass {
 
-// The pieces that push() and flush() return make up tokenizer.decode(all ids) exactly. A token may end within a
-// character, and a leading space may depend on what stands before: text is held back until it can no longer change. Not
-// thread-safe.
+// The pieces that push() and flush() return, each well-formed UTF-8, make up tokenizer.decode(all ids). A token may end
+// within a character, and a leading space may depend on what stands before: text is held back until it can no longer
+// change. With one exception: byte tokens of a SentencePiece vocabulary, which decode() takes as ill-formed a run at a
+// time, are returned as soon as they make up characters. A newline is such a token in Llama 2, and a stop string of a
+// newline has to be found when it comes; when bytes that make no character follow it directly, it stays a newline here.
+// Not thread-safe.
 class IncrementalDetokenizer {
  public:
   // `tokenizer` must outlive it.

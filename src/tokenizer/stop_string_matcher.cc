@@ -6,6 +6,7 @@
 namespace onepass {
 
 std::string StopStringMatcher::push(std::string_view text, bool may_match) {
+  if (stops_.empty()) return std::string(text);
   if (matched()) return "";
   held_ += text;
   if (!may_match) ignored_ = held_.size();

@@ -12,6 +12,7 @@
 #include "tokenizer/normalizer.h"
 #include "tokenizer/post_processor.h"
 #include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/token_bytes.h"
 #include "tokenizer/tokenizer_json.h"
 #include "tokenizer/unicode.h"
 
@@ -23,6 +24,7 @@ struct Tokenizer::Parts {
   PreTokenizer pre_tokenizer;
   PostProcessor post_processor;
   TokenDecoder decoder;
+  TokenBytes token_bytes;               // of a byte-level decoder
   AddedTokenMatcher raw_tokens;         // found in the text as given
   AddedTokenMatcher normalized_tokens;  // found in the normalized text
   absl::flat_hash_map<int32_t, AddedToken> added_by_id;
@@ -76,6 +78,7 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::load(const std::string& model_di
   ONEPASS_ASSIGN_OR_RETURN(parts->post_processor,
                            PostProcessor::from_json(part("post_processor"), path + ": post_processor"));
   ONEPASS_ASSIGN_OR_RETURN(parts->decoder, TokenDecoder::from_json(part("decoder"), path + ": decoder"));
+  if (parts->decoder.is_byte_level()) parts->token_bytes = TokenBytes(parts->model.vocab());
 
   parts->vocab_size = parts->model.vocab().size();
   std::vector<AddedToken> raw, normalized;
@@ -161,15 +164,7 @@ void Tokenizer::append_bytes(int32_t id, bool skip_special_tokens, std::string& 
     out += bytes ? *bytes : added->second.content;
     return;
   }
-  if (id < 0 || id >= parts_->model.vocab().size()) return;
-  const auto token = parts_->model.vocab().token(id);
-  if (!token) return;
-  const auto bytes = byte_level_to_bytes(*token);
-  if (bytes) {
-    out += *bytes;
-  } else {
-    out += *token;
-  }
+  out += parts_->token_bytes[id];
 }
 
 std::optional<std::string> Tokenizer::id_to_token(int32_t id) const {

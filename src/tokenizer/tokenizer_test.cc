@@ -11,6 +11,8 @@
 
 #include "tokenizer/incremental_detokenizer.h"
 #include "tokenizer/stop_string_matcher.h"
+#include "tokenizer/token_bytes.h"
+#include "tokenizer/unicode.h"
 
 namespace onepass {
 namespace {
@@ -98,13 +100,25 @@ TEST_P(TokenizerFamily, PiecesOfTextMakeUpTheWhole) {
       const std::vector<int32_t> ids = expected["ids"];
       for (bool skip : {false, true}) {
         IncrementalDetokenizer detokenizer(*tokenizer_, skip);
+        const std::string whole = tokenizer_->decode(ids, skip);
+        const bool is_well_formed = whole.find(kReplacementCharacter) == std::string::npos;
         std::string text;
-        for (int32_t id : ids) {
-          const std::string piece = detokenizer.push(id);
+        for (size_t i = 0; i < ids.size(); ++i) {
+          const std::string piece = detokenizer.push(ids[i]);
+          EXPECT_TRUE(is_valid_utf8(piece)) << expected.dump().substr(0, 200);
           text += piece;
+          // Nothing is held back but the beginning of a character.
+          const std::string so_far = tokenizer_->decode(std::span(ids).first(i + 1), skip);
+          if (is_well_formed && !so_far.ends_with(kReplacementCharacter)) {
+            EXPECT_EQ(text, so_far) << "after token " << i << " of " << expected.dump().substr(0, 200);
+          }
         }
-        text += detokenizer.flush();
-        EXPECT_EQ(text, tokenizer_->decode(ids, skip)) << expected.dump().substr(0, 200);
+        const std::string rest = detokenizer.flush();
+        EXPECT_TRUE(is_valid_utf8(rest));
+        text += rest;
+        if (is_well_formed || tokenizer_->is_byte_level()) {
+          EXPECT_EQ(text, whole) << expected.dump().substr(0, 200);
+        }
       }
     }
   }
@@ -120,6 +134,37 @@ TEST_P(TokenizerFamily, SpecialTokensInTextAreTextWhenAsked) {
   EXPECT_EQ(tokenizer_->id_to_token(parsed[0]), "<|special|>");
   EXPECT_GT(plain.size(), 1u);
   EXPECT_EQ(tokenizer_->decode(plain), "<|special|>");
+}
+
+TEST(IncrementalDetokenizer, ReturnsByteTokensWhenTheyMakeUpCharacters) {
+  const auto tokenizer = *Tokenizer::load((kFolder / "sentencepiece").string());
+  const auto byte = [&](int value) {
+    constexpr char kHex[] = "0123456789ABCDEF";
+    const auto id = tokenizer->token_to_id(std::string("<0x") + kHex[value >> 4] + kHex[value & 15] + ">");
+    return id ? *id : -1;
+  };
+  IncrementalDetokenizer detokenizer(*tokenizer);
+  EXPECT_EQ(detokenizer.push(byte('\n')), "\n");
+  EXPECT_EQ(detokenizer.push(byte('\n')), "\n");
+  EXPECT_EQ(detokenizer.push(byte(0xE4)), "");
+  EXPECT_EQ(detokenizer.push(byte(0xBD)), "");
+  EXPECT_EQ(detokenizer.push(byte(0xA0)), "\xE4\xBD\xA0");
+  // Bytes that make no character; what has been returned is not taken back.
+  EXPECT_EQ(detokenizer.push(byte(0xFF)), "");
+  EXPECT_EQ(detokenizer.push(byte('a')), "");
+  EXPECT_EQ(detokenizer.flush(), "\uFFFD\uFFFD");
+}
+
+TEST(TokenBytes, TokensThatAreNoByteLevelTextStandForThemselves) {
+  // "!" is a byte-level character; U+4F60 stands for no byte.
+  Vocab vocab;
+  vocab.add("!", 0);
+  vocab.add("\u4f60", 1);
+  const TokenBytes bytes(vocab);
+  EXPECT_EQ(bytes[0], "!");
+  EXPECT_EQ(bytes[1], "\u4f60");
+  EXPECT_EQ(bytes[2], "");
+  EXPECT_EQ(bytes[-1], "");
 }
 
 TEST(StopStringMatcher, FindsStopsAcrossPiecesAndHoldsBackTheirBeginnings) {

@@ -1,6 +1,5 @@
 // The decode kernel's host side: what it takes, and how it is launched.
 #include <algorithm>
-#include <bit>
 
 #include "attention/cuda/hopper_decode_args.h"
 #include "attention/cuda/kernels.h"
@@ -12,7 +11,6 @@ using hopper_decode::Launch;
 using hopper_decode::Layout;
 using hopper_decode::RunArgs;
 
-constexpr int kMaxRows = 64;
 constexpr int64_t kMaxScratchBytes = int64_t{1} << 31;
 
 int packed_rows(const AttentionParams& params) { return params.num_heads / params.num_heads_kv * params.max_seqlen_q; }
@@ -24,8 +22,8 @@ Layout layout(const AttentionParams& params, const GpuInfo& gpu) {
 
 Status supports(const AttentionParams& params, const GpuInfo& gpu) {
   if (gpu.compute_capability != 90) {
-    return unimplemented("hopper-decode: GPU: expected compute capability 9.0, found ", gpu.compute_capability / 10, ".",
-                         gpu.compute_capability % 10);
+    return unimplemented("hopper-decode: GPU: expected compute capability 9.0, found ", gpu.compute_capability / 10,
+                         ".", gpu.compute_capability % 10);
   }
   if (params.q_dtype != DType::kBF16 && params.q_dtype != DType::kF16) {
     return unimplemented("hopper-decode: q_dtype: expected bfloat16 or float16, found ", to_string(params.q_dtype));
@@ -41,18 +39,32 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
     return unimplemented("hopper-decode: head_dim: expected 64, 128 or 256, found ", params.head_dim);
   }
   if (params.head_dim_v != params.head_dim) {
-    return unimplemented("hopper-decode: head_dim_v: expected head_dim, ", params.head_dim, ", found ", params.head_dim_v);
+    return unimplemented("hopper-decode: head_dim_v: expected head_dim, ", params.head_dim, ", found ",
+                         params.head_dim_v);
   }
-  if (params.max_seqlen_q > kMaxRows || packed_rows(params) > kMaxRows) {
-    return unimplemented("hopper-decode: max_seqlen_q: expected at most ", kMaxRows, " rows of ",
+  const int max_rows = hopper_decode::max_rows(params.head_dim);
+  if (params.max_seqlen_q > max_rows || packed_rows(params) > max_rows) {
+    return unimplemented("hopper-decode: max_seqlen_q: expected at most ", max_rows, " rows at ",
                          params.num_heads / params.num_heads_kv, " query heads a KV head, found ", params.max_seqlen_q);
   }
   if (params.q_descale != nullptr || params.k_descale != nullptr || params.v_descale != nullptr) {
     return unimplemented("hopper-decode: q_descale, k_descale and v_descale: expected null");
   }
+  // More rows are shared out among the warps in another way, in which a row's sums would depend on the longest query.
+  if (const int most = params.head_dim <= 128 ? 16 : 8; params.split_size > 0 && packed_rows(params) > most) {
+    return unimplemented("hopper-decode: split_size: expected at most ", most,
+                         " rows with it (max_seqlen_q times query heads "
+                         "of a KV head), found ",
+                         packed_rows(params));
+  }
   if (params.batch_invariant) return unimplemented("hopper-decode: batch_invariant: expected false");
   if (params.split_size > 0 && params.page_table == nullptr && params.total_kv_rows == 0) {
     return unimplemented("hopper-decode: split_size: expected total_kv_rows with it, found 0");
+  }
+  if (params.split_size > 0 && layout(params, gpu).max_parts * packed_rows(params) > hopper_decode::kMaxPartRows) {
+    return unimplemented("hopper-decode: split_size: expected at most ",
+                         hopper_decode::kMaxPartRows / packed_rows(params), " parts of the longest sequence, found ",
+                         params.split_size, " keys a part");
   }
   if (const int64_t bytes = layout(params, gpu).bytes; bytes > kMaxScratchBytes) {
     return unimplemented("hopper-decode: num_splits and split_size: expected parts in at most ", kMaxScratchBytes,
@@ -93,15 +105,14 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.out_head_stride = params.out_head_stride;
   args.page_table_stride = params.page_table_stride;
   args.total_kv_rows = params.total_kv_rows;
-  args.page_size = params.page_table != nullptr ? params.page_size : 1;
-  const auto page_size = static_cast<unsigned>(args.page_size);
-  args.page_shift = std::has_single_bit(page_size) ? std::countr_zero(page_size) : -1;
-  args.rows_scattered = params.page_table != nullptr && params.page_size % hopper_decode::kChunkKeys != 0;
+  args.page_size = hopper_decode::make_divisor(params.page_table != nullptr ? params.page_size : 1);
   args.out_is_float = params.out_dtype == DType::kF32;
   args.batch = params.batch;
   args.total_q = params.total_q;
   args.num_heads_kv = params.num_heads_kv;
-  args.group = params.num_heads / params.num_heads_kv;
+  args.heads_abreast = hopper_decode::make_divisor(layout.heads_abreast);
+  args.max_slots = static_cast<int32_t>(layout.max_slots);
+  args.group = hopper_decode::make_divisor(params.num_heads / params.num_heads_kv);
   args.slot_rows = layout.slot_rows;
   args.mask = hopper_decode::make_mask(params);
   constexpr float kLog2E = 1.4426950408889634f;
@@ -114,7 +125,7 @@ Status run(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch&
   if (params.batch == 0 || params.total_q == 0) return ok_status();
   const Layout places = layout(params, gpu);
   const RunArgs args = make_args(params, places, static_cast<char*>(scratch.data));
-  const Launch launch = {.blocks = places.workers, .bf16 = params.q_dtype == DType::kBF16};
+  const Launch launch = {.blocks = places.workers * places.heads_abreast, .bf16 = params.q_dtype == DType::kBF16};
   if (params.head_dim == 64) return hopper_decode::launch_decode_64(args, launch, stream);
   if (params.head_dim == 128) return hopper_decode::launch_decode_128(args, launch, stream);
   return hopper_decode::launch_decode_256(args, launch, stream);
@@ -122,10 +133,7 @@ Status run(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch&
 
 }  // namespace
 
-const CudaAttentionKernel kHopperDecode = {.name = "hopper-decode",
-                                           .supports = supports,
-                                           .scratch_bytes = scratch_bytes,
-                                           .plan = plan,
-                                           .run = run};
+const CudaAttentionKernel kHopperDecode = {
+    .name = "hopper-decode", .supports = supports, .scratch_bytes = scratch_bytes, .plan = plan, .run = run};
 
 }  // namespace onepass

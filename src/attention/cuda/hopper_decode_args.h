@@ -8,8 +8,13 @@
 namespace onepass::hopper_decode {
 
 inline constexpr int kWarps = 8;
-inline constexpr int kChunkKeys = 16;  // the M of mma.sync; the teams of warps take turns at an item's chunks
-inline constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
+inline constexpr int kMaxRows = 32;
+// Measured at 32 requests of 4096 keys: 32 rows read 2,834 GB/s at head dimension 128 and 2,775 at 256, but 2,078 at
+// 64; 64 rows read half of that or less, and other kernels do better.
+inline constexpr int max_rows(int head_dim) { return head_dim == 64 ? kMaxRows / 2 : kMaxRows; }
+// Parts of a tile times its rows: what the merge keeps in shared memory fits into the ring of 192 KB.
+inline constexpr int kMaxPartRows = 20000;
+inline constexpr int kMaxSplits = 256;
 
 // Strides in elements of 16 bits (out: of its own type).
 struct RunArgs {
@@ -22,23 +27,23 @@ struct RunArgs {
   const float* sinks;
   const Worker* workers;
   const Item* items;
-  float* slots;  // partial_out [slots][slot_rows][head_dim], relative to the maximum
-  float* sums;   // [slots][slot_rows]: maximum (of scores in powers of 2) and sum
+  float* slots;  // partial_out [heads_abreast][slots][slot_rows][head_dim], relative to the maximum
+  float* sums;   // [heads_abreast][slots][slot_rows][2]: maximum (of scores in powers of 2) and sum
   int64_t q_row_stride, q_head_stride;
   int64_t k_page_stride, k_row_stride, k_head_stride;
   int64_t v_page_stride, v_row_stride, v_head_stride;
   int64_t out_row_stride, out_head_stride;
   int64_t page_table_stride;
   int64_t total_kv_rows;
-  int32_t page_size;
-  int32_t page_shift;  // log2(page_size), or -1
-  bool rows_scattered;  // 16 neighbouring keys may lie in several pages
+  Divisor page_size;
   bool out_is_float;
   int32_t batch;
   int32_t total_q;
   int32_t num_heads_kv;
-  int32_t group;       // query heads of one KV head
-  int32_t slot_rows;   // of query token x query head, at most
+  Divisor heads_abreast;
+  int32_t max_slots;
+  Divisor group;      // query heads of one KV head
+  int32_t slot_rows;  // of query token x query head, at most
   Mask mask;
   float score_scale;  // to powers of 2; before the soft cap when there is one
   float softcap;      // 0: none

@@ -1,14 +1,11 @@
-// The decode kernel: mma.sync with the keys on M = 16 and the packed query rows on N = 8, so that eight rows (one token of
-// eight query heads, say) waste nothing:
+// The decode kernel: mma.sync with the keys on M = 16 and the packed query rows on N = 8, so that eight rows (one token
+// of eight query heads, say) waste nothing:
 //   S^T [16 keys][8 rows] = K [16 keys][head_dim] Q^T,   O^T [head_dim][8 rows] += V^T [head_dim][16 keys] P^T.
-// Each of the eight warps walks over its own chunks of 16 keys with its own maximum, sum and output; they meet at the end of
-// an item, and not before.
+// Each of the eight warps walks over its own chunks of keys with its own maximum, sum and output; they meet at the end
+// of an item, and not before.
 #pragma once
 
 #include <cuda_runtime.h>
-
-#include <type_traits>
-#include <utility>
 
 #include "attention/cuda/hopper_decode_merge.cuh"
 #include "tensor/cuda/cuda_status.h"
@@ -38,12 +35,13 @@ struct WarpState {
   KeyRange range[kColumnTiles][2];
 
   __device__ __forceinline__ void begin(const RunArgs& args, const Item& item, int row_begin) {
-    const int lane = threadIdx.x % 32, rows = item.seqlen_q * args.group;
+    const int lane = threadIdx.x % 32, rows = item.seqlen_q * static_cast<int>(args.group.value);
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n) {
       const int row = row_begin + 8 * n + lane / 4;
-      const uint16_t* q_row = args.q + (item.q_begin + row / args.group) * args.q_row_stride +
-                              (item.head_kv * args.group + row % args.group) * args.q_head_stride + lane % 4 * 2;
+      const int group = args.group.value, token = divide(row, args.group);
+      const uint16_t* q_row = args.q + (item.q_begin + token) * args.q_row_stride +
+                              (item.head_kv * group + row - token * group) * args.q_head_stride + lane % 4 * 2;
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         q[s][n][0] = row < rows ? *reinterpret_cast<const uint32_t*>(q_row + 16 * s) : 0;
@@ -53,8 +51,8 @@ struct WarpState {
       for (int c = 0; c < 2; ++c) {
         max[n][c] = kNoScore;
         sum[n][c] = 0.0f;
-        const int token = (row_begin + 8 * n + lane % 4 * 2 + c) / args.group;
-        range[n][c] = visible_keys(args.mask, item.seqlen_k - item.seqlen_q + token, item.seqlen_k);
+        const int row_token = divide(row_begin + 8 * n + lane % 4 * 2 + c, args.group);
+        range[n][c] = visible_keys(args.mask, item.seqlen_k - item.seqlen_q + row_token, item.seqlen_k);
       }
     }
 #pragma unroll
@@ -65,25 +63,27 @@ struct WarpState {
         for (int c = 0; c < 4; ++c) out[s][n][c] = 0.0f;
   }
 
-  // scores += K's dimensions of this unit times Q's.
-  template <int kUnit>
-  __device__ __forceinline__ void multiply_k(uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
+  // scores += K's dimensions of this unit times Q's. A single tile's products go to two sums, for two chains of them.
+  __device__ __forceinline__ void multiply_k(int part, uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
     const int lane = threadIdx.x % 32;
     const uint32_t address = unit + (lane % 16) * R::kRowBytes + ((lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
-    for (int s = 0; s < R::kUnitDims / 16; ++s) {
-      uint32_t k[4];
-      load_matrices(k, address ^ (s * 32));
+    for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        multiply_add<kBf16>(scores[s % 2][n], k, q[kUnit * (R::kUnitDims / 16) + s][n]);
+      for (int s = 0; s < R::kUnitDims / 16; ++s) {
+        uint32_t k[4];
+        load_matrices(k, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+          multiply_add<kBf16>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k, q[part * (R::kUnitDims / 16) + s][n]);
+        }
       }
-    }
   }
 
-  // Scores of keys first_key + g and + 8, to weights (P^T, ready as the second factor of the product with V^T).
-  __device__ __forceinline__ void weigh(const RunArgs& args, int first_key, bool masked,
-                                        float (&scores)[kColumnTiles][4], uint32_t (&weights)[kColumnTiles][2]) {
+  // A tile's scores, of keys first_key + g and + 8, made ready: scaled, capped, masked. Whether one is far above its
+  // maximum.
+  __device__ __forceinline__ bool prepare(const RunArgs& args, int first_key, bool masked,
+                                          float (&scores)[kColumnTiles][4]) const {
     bool larger = false;
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
@@ -99,41 +99,64 @@ struct WarpState {
         scores[n][c] = x;
         larger |= x > max[n][c % 2] + 8.0f;
       }
-    // The maximum need not be exact, so long as nothing overflows: it moves, and the output is rescaled, only when a score
-    // exceeds it by a factor of 2^8. After the first keys that is rare.
+    return larger;
+  }
+
+  // Scores to weights (P^T, ready as the second factor of the product with V^T).
+  __device__ __forceinline__ void weigh(const RunArgs& args, int first_key, bool masked,
+                                        float (&scores)[2][kColumnTiles][4],
+                                        uint32_t (&weights)[R::kChunkTiles][kColumnTiles][2]) {
+    if constexpr (R::kChunkTiles == 1) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) scores[0][n][c] += scores[1][n][c];
+    }
+    bool larger = false;
+#pragma unroll
+    for (int tile = 0; tile < R::kChunkTiles; ++tile) {
+      larger |= prepare(args, first_key + 16 * tile, masked, scores[tile]);
+    }
+    // The maximum need not be exact, so long as nothing overflows: it moves, and the output is rescaled, only when a
+    // score exceeds it by a factor of 2^8. After the first keys that is rare.
     if (__any_sync(~0u, larger)) move_maximum(scores);
 #pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
+    for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        scores[n][c] = exp2_approx(scores[n][c] - max[n][c % 2]);
-        sum[n][c % 2] += scores[n][c];
+      for (int n = 0; n < kColumnTiles; ++n) {
+        float(&x)[4] = scores[tile][n];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          x[c] = exp2_approx(x[c] - max[n][c % 2]);
+          sum[n][c % 2] += x[c];
+        }
+        weights[tile][n][0] = transpose(pack<kBf16>(x[0], x[1]));
+        weights[tile][n][1] = transpose(pack<kBf16>(x[2], x[3]));
       }
-      weights[n][0] = transpose(pack<kBf16>(scores[n][0], scores[n][1]));
-      weights[n][1] = transpose(pack<kBf16>(scores[n][2], scores[n][3]));
-    }
   }
 
   // out += V's dimensions of this unit, transposed, times the weights.
-  template <int kUnit>
-  __device__ __forceinline__ void multiply_v(uint32_t unit, const uint32_t (&weights)[kColumnTiles][2]) {
+  __device__ __forceinline__ void multiply_v(int part, uint32_t unit,
+                                             const uint32_t (&weights)[R::kChunkTiles][kColumnTiles][2]) {
     const int lane = threadIdx.x % 32;
-    const uint32_t address =
-        unit + (lane % 8 + lane / 16 * 8) * R::kRowBytes + ((lane / 8 % 2) ^ (lane % 8)) * 16;
+    const uint32_t address = unit + (lane % 8 + lane / 16 * 8) * R::kRowBytes + ((lane / 8 % 2) ^ (lane % 8)) * 16;
 #pragma unroll
-    for (int s = 0; s < R::kUnitDims / 16; ++s) {
-      uint32_t v[4];
-      load_matrices_transposed(v, address ^ (s * 32));
+    for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        multiply_add<kBf16>(out[kUnit * (R::kUnitDims / 16) + s][n], v, weights[n]);
+      for (int s = 0; s < R::kUnitDims / 16; ++s) {
+        uint32_t v[4];
+        load_matrices_transposed(v, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+          multiply_add<kBf16>(out[part * (R::kUnitDims / 16) + s][n], v, weights[tile][n]);
+        }
       }
-    }
   }
 
   // All warps: adds up what the teams have and writes it, to `out` or to the part's slot.
   __device__ __forceinline__ void finish(const RunArgs& args, const Item& item, Shared& shared) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = item.seqlen_q * args.group;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32,
+              rows = item.seqlen_q * static_cast<int>(args.group.value);
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
@@ -146,7 +169,8 @@ struct WarpState {
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
       for (int u = 0; u < R::kUnitsOfRow; ++u) {
-        if (n + u > 0) __syncthreads();  // the last tile has been read; the last item's end has seen to it before the first
+        if (n + u > 0)
+          __syncthreads();  // the last tile has been read; the last item's end has seen to it before the first
 #pragma unroll
         for (int s = 0; s < R::kUnitDims / 16; ++s)
 #pragma unroll
@@ -160,17 +184,26 @@ struct WarpState {
           const int member = i / (8 * kVectors), row = i / kVectors % 8, d = i % kVectors * 4;
           const int item_row = (member * kColumnTiles + n) * 8 + row;
           if (item_row >= rows) break;
-          Partial partial;
+          float2 sums[R::kTeams];
+          float all_max = kNoScore, all_sum = 0.0f;
 #pragma unroll
           for (int team = 0; team < R::kTeams; ++team) {
-            const int w = team * kTeamWarps + member;
-            const float2 other = shared.sums[w][8 * n + row];
-            partial.add(*reinterpret_cast<const float4*>(&shared.out[w][row][d]), other.x, other.y);
+            sums[team] = shared.sums[team * kTeamWarps + member][8 * n + row];
+            all_max = fmaxf(all_max, sums[team].x);
           }
+          float4 total = {};
+#pragma unroll
+          for (int team = 0; team < R::kTeams; ++team) {
+            const float weight = exp2_approx(sums[team].x - all_max);
+            all_sum += weight * sums[team].y;
+            add(total, weight, *reinterpret_cast<const float4*>(&shared.out[team * kTeamWarps + member][row][d]));
+          }
+          const int out_d = u * R::kUnitDims + d;
           if (item.parts == 1) {
-            write_result<kBf16>(args, item, item_row, u * R::kUnitDims + d, partial);
+            write_out<kBf16>(args, item, item_row, out_d, total,
+                             normalizer(args, item, item_row, all_max, all_sum, out_d == 0));
           } else {
-            write_part<kHeadDim>(args, item, item_row, u * R::kUnitDims + d, partial);
+            write_part<kHeadDim>(args, item, item_row, out_d, total, all_max, all_sum);
           }
         }
       }
@@ -183,15 +216,20 @@ struct WarpState {
     return scale - __fdividef(2.0f * scale, exp2_approx(2.0f * kLog2E * x) + 1.0f);
   }
 
-  __device__ __forceinline__ void move_maximum(const float (&scores)[kColumnTiles][4]) {
+  __device__ __forceinline__ void move_maximum(const float (&scores)[2][kColumnTiles][4]) {
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        float largest = fmaxf(max[n][c], fmaxf(scores[n][c], scores[n][c + 2]));
+        float largest = max[n][c];
+#pragma unroll
+        for (int tile = 0; tile < R::kChunkTiles; ++tile) {
+          largest = fmaxf(largest, fmaxf(scores[tile][n][c], scores[tile][n][c + 2]));
+        }
         for (int distance = 4; distance < 32; distance *= 2) {
           largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
         }
+        if (largest <= max[n][c] + 8.0f) continue;  // each row by itself, so that no row's bits depend on another's
         const float factor = exp2_approx(max[n][c] - largest);
         max[n][c] = largest;
         sum[n][c] *= factor;
@@ -210,66 +248,80 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   using State = WarpState<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
-  const Worker& worker = args.workers[blockIdx.x];
+  const Place place(args);
   const int row_begin = threadIdx.x / 32 % kTeamWarps * kColumnTiles * 8;  // of this warp
 
-  prefetch_first_chunks<kHeadDim, kTeamWarps>(args, worker);
+  // The plan and the page table are read before the kernels that may write them are known to be over. What they say is
+  // checked, so that nothing outside the arrays is touched, and at first taken as true: their round trips to memory are
+  // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
+  Opening<kHeadDim, kTeamWarps> opening, now;
+  opening.sound = false;
+  if (args.total_kv_rows > 0) opening.read(args, place);
+  if (opening.sound) opening.prefetch(args, place);
   wait_for_earlier_kernels();
-  const int num_items = worker.num_items, next_item = worker.next_item;
+  bool up_to_date = !opening.sound;
+  if (up_to_date) {
+    opening.read(args, place);
+  } else {
+    now.read_again(args, place, opening);
+  }
+
   const uint32_t ring = shared_address(shared.ring[R::team()]);
-  Loader<kHeadDim, kTeamWarps> loader(args, worker, num_items, next_item);
+  Loader<kHeadDim, kTeamWarps> loader(args, place, opening);
+  loader.restart();
 #pragma unroll 1
-  for (int i = 0; i < R::kUnits; ++i) loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
+  for (int i = 0; i < R::kUnits || !up_to_date;) {
+    if (!up_to_date && (i == R::kUnits || (i % R::kUnitsOfChunk == 0 && !loader.opening_has_next()))) {
+      up_to_date = true;
+      if (now == opening) continue;
+      wait_for_copies<0>();
+      opening.read(args, place);
+      loader.restart();
+      i = 0;
+      continue;
+    }
+    loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
+    ++i;
+  }
+  const int num_items = opening.num_items;
 
   uint32_t unit = ring;  // the oldest of the ring
   const uint32_t ring_end = ring + R::kBytes;
-  // Waits for the next unit, gives it to `use`, and fills it again.
-  const auto next_unit = [&]<int kPart>(std::integral_constant<int, kPart>, auto use) {
-    wait_for_copies<R::kUnits - 1>();
-    R::sync_team();
-    use(unit);
-    R::sync_team();
-    loader.issue((kPart + R::kUnits) % R::kUnitsOfChunk, unit);
-    unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
-  };
-
   for (int i = 0; i < num_items; ++i) {
-    const Item item = load_item(item_address(args, worker, next_item, i));
+    const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     State state;
     state.begin(args, item, row_begin);
-    for (int chunk = item.block_begin * kChunksOfBlock + R::team(); chunk < item.block_end * kChunksOfBlock;
+    for (int chunk = item.block_begin * R::kChunksOfBlock + R::team(); chunk < item.block_end * R::kChunksOfBlock;
          chunk += R::kTeams) {
-      const int first_key = chunk * kChunkKeys;
-      const bool active = first_key < item.some_hi && first_key + kChunkKeys > item.some_lo;
-      const bool masked = first_key < item.all_lo || first_key + kChunkKeys > item.all_hi;
+      const int first_key = chunk * R::kChunkKeys;
+      const bool active = first_key < item.some_hi && first_key + R::kChunkKeys > item.some_lo;
+      const bool masked = first_key < item.all_lo || first_key + R::kChunkKeys > item.all_hi;
       float scores[2][kColumnTiles][4] = {};
-      uint32_t weights[kColumnTiles][2];
-      [&]<int... kUnit>(std::integer_sequence<int, kUnit...>) {
-        (next_unit(std::integral_constant<int, kUnit>(),
-                   [&](uint32_t at) {
-                     if (active) state.template multiply_k<kUnit>(at, scores);
-                   }),
-         ...);
-        if (active) {
-#pragma unroll
-          for (int n = 0; n < kColumnTiles; ++n)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) scores[0][n][c] += scores[1][n][c];
-          state.weigh(args, first_key, masked, scores[0], weights);
+      uint32_t weights[R::kChunkTiles][kColumnTiles][2];
+      // K and V in one loop's body: code that is short stays in the instruction cache.
+#pragma unroll(R::kUnitsOfRow == 1 ? 1 : R::kUnitsOfChunk)
+      for (int part = 0; part < R::kUnitsOfChunk; ++part) {
+        wait_for_copies<R::kUnits - 1>();
+        R::sync_team();
+        if (active && part < R::kUnitsOfRow) state.multiply_k(R::kUnitsOfRow == 1 ? 0 : part, unit, scores);
+        if (active && part >= R::kUnitsOfRow) {
+          state.multiply_v(R::kUnitsOfRow == 1 ? 0 : part - R::kUnitsOfRow, unit, weights);
         }
-        (next_unit(std::integral_constant<int, R::kUnitsOfRow + kUnit>(),
-                   [&](uint32_t at) {
-                     if (active) state.template multiply_v<kUnit>(at, weights);
-                   }),
-         ...);
-      }(std::make_integer_sequence<int, R::kUnitsOfRow>());
+        R::sync_team();
+        loader.issue((part + R::kUnits) % R::kUnitsOfChunk, unit);
+        unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
+        if (active && part == R::kUnitsOfRow - 1) state.weigh(args, first_key, masked, scores, weights);
+      }
     }
+    if (num_items > 1 && i + 1 == num_items) let_next_kernel_start();
     state.finish(args, item, shared);
   }
 
   for (int i = 0; i < num_items; ++i) {
-    const Item item = load_item(item_address(args, worker, next_item, i));
-    if (item.parts > 1 && item.part == item.parts - 1) merge_parts<kHeadDim, kBf16>(args, item);
+    const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
+    if (item.parts > 1 && item.part == item.parts - 1) {
+      merge_parts<kHeadDim, kBf16>(args, item, shared.ring[0]);
+    }
   }
 }
 
@@ -298,14 +350,16 @@ Status launch_variant(const RunArgs& args, const Launch& launch, CUstream_st* st
                      : launch_variant<kHeadDim, kColumnTiles, kTeamWarps, false>(args, launch.blocks, stream);
 }
 
-// The smallest variant that holds `args.slot_rows` rows. 16 rows of head dimension 256 a warp are more than the registers hold.
+// The smallest variant that holds `args.slot_rows` rows. 16 rows of head dimension 256 a warp are more than the
+// registers hold.
 template <int kHeadDim>
 Status launch_decode(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
   constexpr int kMost = kHeadDim <= 128 ? 2 : 1;
   if (args.slot_rows <= 8) return launch_variant<kHeadDim, 1, 1>(args, launch, stream);
-  if (args.slot_rows <= 16) return launch_variant<kHeadDim, kMost, 2 / kMost>(args, launch, stream);
-  if (args.slot_rows <= 32) return launch_variant<kHeadDim, kMost, 4 / kMost>(args, launch, stream);
-  return launch_variant<kHeadDim, kMost, 8 / kMost>(args, launch, stream);
+  if constexpr (max_rows(kHeadDim) > 16) {
+    if (args.slot_rows > 16) return launch_variant<kHeadDim, kMost, 4 / kMost>(args, launch, stream);
+  }
+  return launch_variant<kHeadDim, kMost, 2 / kMost>(args, launch, stream);
 }
 
 }  // namespace onepass::hopper_decode

@@ -1,4 +1,4 @@
-// The side of the decode kernel that talks to memory: each team of warps copies its own chunks of 16 keys into a ring of
+// The side of the decode kernel that talks to memory: each team of warps copies its own chunks of keys into a ring of
 // its own in shared memory, so that no team ever waits for another's data.
 #pragma once
 
@@ -7,18 +7,23 @@
 
 namespace onepass::hopper_decode {
 
-// A unit of the ring is 16 rows of K or of V, 64 or 128 numbers of each; head dimension 256 takes two units for each.
-// Rows are swizzled: 16-byte chunk c of row r lies at chunk c ^ (r % 8), for ldmatrix without bank conflicts.
+// The teams of warps take turns at an item's chunks. A unit of the ring is a chunk's rows of K or of V, 64 or 128
+// numbers of each: head dimension 256 takes two units for each. Rows are swizzled: 16-byte chunk c of row r lies at
+// chunk c ^ (r % 8), for ldmatrix without bank conflicts.
 template <int kHeadDim, int kTeamWarps>
 struct Ring {
   static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
   static constexpr int kUnitsOfRow = kHeadDim / kUnitDims;
   static constexpr int kUnitsOfChunk = 2 * kUnitsOfRow;  // K, then V
+  // A chunk is one or two times the M of mma.sync: rows of 128 bytes are too few for the bookkeeping of a chunk.
+  static constexpr int kChunkTiles = kHeadDim < 128 ? 2 : 1;
+  static constexpr int kChunkKeys = 16 * kChunkTiles;
+  static constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
   static constexpr int kRowBytes = 2 * kUnitDims;
   static constexpr int kUnitBytes = kChunkKeys * kRowBytes;
   static constexpr int kTeams = kWarps / kTeamWarps;
-  // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of memory, and
-  // as much again several times, so that memory has work while warps meet at the end of an item.
+  // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of
+  // memory, and as much again several times, so that memory has work while warps meet at the end of an item.
   static constexpr int kUnits = kTeamWarps * 24 * 1024 / kUnitBytes;
   static constexpr int kBytes = kUnits * kUnitBytes;
 
@@ -32,42 +37,190 @@ struct Ring {
   }
 };
 
-__device__ __forceinline__ Item load_item(const Item* address) {
+// Which part of the plan a block follows: a worker's stretch, for one of the heads abreast.
+struct Place {
+  const Worker* worker;
+  int head;
+
+  __device__ __forceinline__ explicit Place(const RunArgs& args) {
+    const int index = divide(blockIdx.x, args.heads_abreast);
+    worker = args.workers + index;
+    head = blockIdx.x - index * args.heads_abreast.value;
+  }
+
+  // Item i > 0 of the worker's.
+  __device__ __forceinline__ Item load_item(const RunArgs& args, int next_item, int i) const {
+    Item item;
+    const int4* from = reinterpret_cast<const int4*>(args.items + next_item + i - 1);
+    int4* to = reinterpret_cast<int4*>(&item);
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+    to[3] = from[3];
+    return for_head(args, item);
+  }
+
+  __device__ __forceinline__ Item for_head(const RunArgs& args, Item item) const {
+    item.head_kv += head;
+    item.first_slot += head * args.max_slots;
+    return item;
+  }
+};
+
+// What a team must know to ask for its first chunks.
+template <int kHeadDim, int kTeamWarps>
+struct Opening {
+  using R = Ring<kHeadDim, kTeamWarps>;
+  static constexpr int kChunks = R::kUnits / R::kUnitsOfChunk < 3 ? R::kUnits / R::kUnitsOfChunk : 3;
+
   Item item;
-  const int4* from = reinterpret_cast<const int4*>(address);
-  int4* to = reinterpret_cast<int4*>(&item);
-  to[0] = from[0];
-  to[1] = from[1];
-  to[2] = from[2];
-  to[3] = from[3];
-  return item;
-}
+  int num_items;
+  int next_item;
+  int pages[kChunks];  // of the first chunks, as far as the item has any
+  bool sound;          // nothing that follows from it leads out of the arrays, even if it is out of date
 
-__device__ __forceinline__ const Item* item_address(const RunArgs& args, const Worker& worker, int next_item, int i) {
-  return i == 0 ? &worker.first : args.items + next_item + i - 1;
-}
+  __device__ __forceinline__ void read(const RunArgs& args, const Place& place) {
+    const int4* from = reinterpret_cast<const int4*>(place.worker);
+    int4* to = reinterpret_cast<int4*>(&item);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = load_relaxed(from + i);
+    const int4 rest = load_relaxed(from + 4);
+    num_items = rest.x;
+    next_item = rest.y;
+    if (num_items <= 0) item = {};
+    const int64_t kv_rows = args.total_kv_rows > 0 ? args.total_kv_rows : INT64_MAX;
+    const int64_t most_keys =
+        args.page_table != nullptr ? args.page_table_stride * args.page_size.value : kv_rows - item.kv_begin;
+    bool is_sound = item.request >= 0 && item.request < args.batch && item.head_kv >= 0 &&
+                    item.head_kv + place.head < args.num_heads_kv && item.kv_begin >= 0 && item.some_lo >= 0 &&
+                    item.some_hi <= most_keys && item.block_begin >= 0 &&
+                    item.block_end <= (item.some_hi + kBlockKeys - 1) / kBlockKeys && item.q_begin >= 0 &&
+                    item.seqlen_q >= 0 && item.q_begin + static_cast<int64_t>(item.seqlen_q) <= args.total_q;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int key = key_of_lane(args, item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
+      pages[i] = 0;
+      if (is_sound && args.page_table != nullptr && key >= 0) {
+        pages[i] = load_relaxed(args.page_table + item.request * args.page_table_stride + divide(key, args.page_size));
+        is_sound = pages[i] >= 0 && (pages[i] + int64_t{1}) * args.page_size.value <= kv_rows;
+      }
+    }
+    sound = __all_sync(~0u, is_sound);
+  }
 
-__device__ __forceinline__ int page_of(const RunArgs& args, int key) {
-  return args.page_shift >= 0 ? key >> args.page_shift : key / args.page_size;
-}
+  // Reads the same places again, all in one trip to memory: what differs from `earlier` is of no other use.
+  __device__ __forceinline__ void read_again(const RunArgs& args, const Place& place, const Opening& earlier) {
+    const int4* from = reinterpret_cast<const int4*>(place.worker);
+    int4* to = reinterpret_cast<int4*>(&item);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = load_relaxed(from + i);
+    const int4 rest = load_relaxed(from + 4);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int key =
+          earlier.key_of_lane(args, earlier.item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
+      pages[i] = 0;
+      if (args.page_table != nullptr && key >= 0) {
+        pages[i] =
+            load_relaxed(args.page_table + earlier.item.request * args.page_table_stride + divide(key, args.page_size));
+      }
+    }
+    num_items = rest.x;
+    next_item = rest.y;
+    if (num_items <= 0) item = {};
+  }
+
+  // Whose page this lane is to know: the chunk's first key's or, where pages are smaller than a chunk, its own key's.
+  // -1: none.
+  __device__ __forceinline__ int key_of_lane(const RunArgs& args, int chunk) const {
+    const int first = chunk * R::kChunkKeys;
+    if (chunk >= item.block_end * R::kChunksOfBlock || first >= item.some_hi || first + R::kChunkKeys <= item.some_lo) {
+      return -1;
+    }
+    if (args.page_size.value % R::kChunkKeys == 0) return first;
+    const int key = first + threadIdx.x % R::kChunkKeys;
+    return key >= item.some_lo && key < item.some_hi ? key : -1;
+  }
+
+  __device__ __forceinline__ bool operator==(const Opening& other) const {
+    const int* a = reinterpret_cast<const int*>(&item);
+    const int* b = reinterpret_cast<const int*>(&other.item);
+    bool same = num_items == other.num_items && next_item == other.next_item;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(Item) / 4); ++i) same &= a[i] == b[i];
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) same &= pages[i] == other.pages[i];
+    return __all_sync(~0u, same);
+  }
+
+  // Asks for the first chunks to be brought into the L2 cache, while the kernels before this one still run.
+  __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
+    const int row = threadIdx.x % R::kChunkKeys, head = item.head_kv + place.head;
+    const bool scattered = args.page_size.value % R::kChunkKeys != 0;
+    const int group = args.group.value;
+    if (threadIdx.x < item.seqlen_q * group) {
+      const int token = divide(threadIdx.x, args.group);
+      prefetch_to_l2(args.q + (item.q_begin + token) * args.q_row_stride +
+                         (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
+                     2 * kHeadDim);
+    }
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int chunk = item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams;
+      const int key = chunk * R::kChunkKeys + row;
+      if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) continue;
+      int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
+      if (args.page_table != nullptr) {
+        const int first = scattered ? key : chunk * R::kChunkKeys;
+        slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
+      }
+      const int64_t page = pages[i];
+      const bool all = R::kChunkKeys == 32;
+      if (all || threadIdx.x % 32 < 16) {
+        prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
+                       2 * kHeadDim);
+      }
+      if (all || threadIdx.x % 32 >= 16) {
+        prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
+                       2 * kHeadDim);
+      }
+    }
+  }
+};
 
 // Walks over a team's chunks of a worker's items ahead of the multiplication. Each warp copies its share of the rows.
 template <int kHeadDim, int kTeamWarps>
 class Loader {
  public:
   using R = Ring<kHeadDim, kTeamWarps>;
-  static constexpr int kWarpRows = kChunkKeys / kTeamWarps;
+  static constexpr int kWarpRows = R::kChunkKeys / kTeamWarps;
   static constexpr int kLanesOfRow = R::kRowBytes / 16;
   static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
 
-  __device__ Loader(const RunArgs& args, const Worker& worker, int num_items, int next_item)
-      : args_(args), worker_(worker), num_items_(num_items), next_item_(next_item) {
+  using First = Opening<kHeadDim, kTeamWarps>;
+
+  __device__ __forceinline__ Loader(const RunArgs& args, const Place& place, const First& first)
+      : args_(args), place_(place), first_(first) {
     lane_ = threadIdx.x % 32;
+    rows_scattered_ = args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
     first_row_ = threadIdx.x / 32 % kTeamWarps * kWarpRows;
     const int row = first_row_ + lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
     k_lane_ = row * args.k_row_stride + chunk * 8;
     v_lane_ = row * args.v_row_stride + chunk * 8;
     shared_lane_ = row * R::kRowBytes + (chunk ^ (row % 8)) * 16;
+  }
+
+  // Begins with what the opening now says.
+  __device__ __forceinline__ void restart() {
+    item_ = min(1, first_.num_items);
+    open(place_.for_head(args_, first_.item));
+    chunk_ -= R::kTeams;
+    chunks_asked_ = 0;
+  }
+
+  // Whether the opening says where the next chunk is.
+  __device__ __forceinline__ bool opening_has_next() const {
+    return chunks_asked_ < First::kChunks && chunk_ + R::kTeams < chunk_end_;
   }
 
   // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`, as one group of copies.
@@ -87,40 +240,51 @@ class Loader {
     chunk_ += R::kTeams;
     bool page_is_known = true;
     while (chunk_ >= chunk_end_) {
-      if (item_ == num_items_) {
+      if (item_ == first_.num_items) {
         done_ = true;
         active_ = false;
-        let_next_kernel_start();  // memory will soon be idle: its prefetches may come
+        // Memory will soon be idle: the next kernel's prefetches may come. With more than one item they come at the end
+        // of the last, as these are long stretches, of which the slowest needs all the bandwidth.
+        if (first_.num_items <= 1) let_next_kernel_start();
         return;
       }
-      open(load_item(item_address(args_, worker_, next_item_, item_)));
+      open(place_.load_item(args_, first_.next_item, item_));
       ++item_;
       page_is_known = false;
+      chunks_asked_ = First::kChunks;
     }
-    first_key_ = chunk_ * kChunkKeys;
-    active_ = first_key_ < hi_ && first_key_ + kChunkKeys > lo_;
-    // Where a page holds all 16 keys, every lane computes the place of the first; else each the place of key lane % 16.
-    const int key = first_key_ + (args_.rows_scattered ? lane_ % kChunkKeys : 0);
-    const bool needed = args_.rows_scattered ? key >= lo_ && key < hi_ : active_;
+    int page_known = page_ahead_;
+#pragma unroll
+    for (int i = 0; i < First::kChunks; ++i) {
+      if (chunks_asked_ == i) page_known = first_.pages[i];
+    }
+    ++chunks_asked_;
+    first_key_ = chunk_ * R::kChunkKeys;
+    active_ = first_key_ < hi_ && first_key_ + R::kChunkKeys > lo_;
+    // Where a page holds the whole chunk, every lane computes the place of its first key; else each that of its own
+    // key.
+    const int key = first_key_ + (rows_scattered_ ? lane_ % R::kChunkKeys : 0);
+    const bool needed = rows_scattered_ ? key >= lo_ && key < hi_ : active_;
     int64_t slot = key + kv_begin_;
     int page = 0;
     if (args_.page_table != nullptr && needed) {
-      const int index = page_of(args_, key);
-      page = page_is_known ? page_ahead_ : pages_[index];
-      slot = key - index * args_.page_size;
+      const int index = divide(key, args_.page_size);
+      page = page_is_known ? page_known : pages_[index];
+      slot = key - index * static_cast<int>(args_.page_size.value);
     }
     k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
     v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     // The next chunk's page is asked for now, a chunk's time before it is used.
-    const int key_ahead = key + R::kTeams * kChunkKeys;
-    if (args_.page_table != nullptr && chunk_ + R::kTeams < chunk_end_ && key_ahead < hi_) {
-      page_ahead_ = pages_[page_of(args_, key_ahead)];
+    const int key_ahead = key + R::kTeams * R::kChunkKeys;
+    if (args_.page_table != nullptr && chunks_asked_ >= First::kChunks && chunk_ + R::kTeams < chunk_end_ &&
+        key_ahead < hi_) {
+      page_ahead_ = pages_[divide(key_ahead, args_.page_size)];
     }
   }
 
   __device__ __forceinline__ void open(const Item& item) {
-    chunk_ = item.block_begin * kChunksOfBlock + R::team();
-    chunk_end_ = item.block_end * kChunksOfBlock;
+    chunk_ = item.block_begin * R::kChunksOfBlock + R::team();
+    chunk_end_ = item.block_end * R::kChunksOfBlock;
     lo_ = item.some_lo;
     hi_ = item.some_hi;
     kv_begin_ = item.kv_begin;
@@ -132,7 +296,7 @@ class Loader {
   __device__ __forceinline__ void copy(uint32_t unit, const uint16_t* base, int64_t offset, int64_t lane_offset,
                                        int64_t row_stride) {
     const uint32_t shared = unit + shared_lane_;
-    if (!args_.rows_scattered && first_key_ >= lo_ && first_key_ + kChunkKeys <= hi_) {
+    if (!rows_scattered_ && first_key_ >= lo_ && first_key_ + R::kChunkKeys <= hi_) {
       const uint16_t* source = base + offset + lane_offset;
 #pragma unroll
       for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
@@ -145,24 +309,24 @@ class Loader {
     for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
       const int lane_row = first_row_ + row + lane_ / kLanesOfRow;
       const int key = first_key_ + lane_row;
-      const uint16_t* source = args_.rows_scattered
-                                   ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
-                                   : base + offset + lane_offset + row * row_stride;
+      const uint16_t* source = rows_scattered_ ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
+                                               : base + offset + lane_offset + row * row_stride;
       copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, key >= lo_ && key < hi_);
     }
   }
 
   const RunArgs& args_;
-  const Worker& worker_;
-  int num_items_;
-  int next_item_;
+  const Place& place_;
+  const First& first_;
   int lane_;
-  int first_row_;   // of a chunk's that this warp copies
-  int64_t k_lane_;  // from the unit's first row to what this lane copies first
+  bool rows_scattered_;  // a chunk's rows may lie in several pages
+  int first_row_;        // of a chunk's that this warp copies
+  int64_t k_lane_;       // from the unit's first row to what this lane copies first
   int64_t v_lane_;
   uint32_t shared_lane_;
   // The item.
   int item_ = 0;
+  int chunks_asked_ = 0;  // of the first item; afterwards no less than the opening has
   int chunk_ = 0;
   int chunk_end_ = 0;
   int lo_ = 0;  // keys that some row sees
@@ -173,47 +337,11 @@ class Loader {
   const int32_t* pages_ = nullptr;
   int page_ahead_ = 0;
   // The chunk.
-  bool done_ = false;  // all chunks have been asked for
+  bool done_ = false;    // all chunks have been asked for
   bool active_ = false;  // it has visible keys
   int first_key_ = 0;
   int64_t k_offset_ = 0;
   int64_t v_offset_ = 0;
 };
-
-// Asks for the worker's first chunks to be brought into the L2 cache, while the kernels before this one still run. What
-// is read here may be out of date: every number is checked, and nothing but the prefetch depends on it.
-template <int kHeadDim, int kTeamWarps>
-__device__ __forceinline__ void prefetch_first_chunks(const RunArgs& args, const Worker& worker) {
-  using R = Ring<kHeadDim, 1>;
-  if (args.total_kv_rows == 0) return;
-  const int4* words = reinterpret_cast<const int4*>(&worker);
-  const int4 place = load_relaxed(words);       // request, head_kv, block_begin, block_end
-  const int4 lengths = load_relaxed(words + 1);  // q_begin, seqlen_q, seqlen_k, kv_begin
-  if (place.x < 0 || place.x >= args.batch || place.y < 0 || place.y >= args.num_heads_kv) return;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll 1
-  for (int i = 0; i < R::kUnits / R::kUnitsOfChunk; ++i) {
-    const int64_t chunk = static_cast<int64_t>(place.z) * kChunksOfBlock + warp + i * kWarps;
-    const int64_t key = chunk * kChunkKeys + lane % kChunkKeys;
-    if (chunk / kChunksOfBlock >= place.w || key < 0 || key >= lengths.z) continue;
-    int64_t row = key + lengths.w, k_offset, v_offset;
-    if (args.page_table != nullptr) {
-      const int index = page_of(args, static_cast<int>(key));
-      if (index >= args.page_table_stride) continue;
-      const int page = load_relaxed(args.page_table + place.x * args.page_table_stride + index);
-      const int64_t slot = key - static_cast<int64_t>(index) * args.page_size;
-      row = static_cast<int64_t>(page) * args.page_size + slot;
-      k_offset = page * args.k_page_stride + slot * args.k_row_stride;
-      v_offset = page * args.v_page_stride + slot * args.v_row_stride;
-    } else {
-      k_offset = row * args.k_row_stride;
-      v_offset = row * args.v_row_stride;
-    }
-    if (row < 0 || row >= args.total_kv_rows) continue;
-    prefetch_to_l2(lane < kChunkKeys ? args.k + k_offset + place.y * args.k_head_stride
-                                    : args.v + v_offset + place.y * args.v_head_stride,
-                   2 * kHeadDim);
-  }
-}
 
 }  // namespace onepass::hopper_decode

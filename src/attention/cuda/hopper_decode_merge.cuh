@@ -1,8 +1,10 @@
-// What the decode kernel does with results: of whole tiles to `out`, of parts to their slots, and the merge of the parts.
+// What the decode kernel does with results: of whole tiles to `out`, of parts to their slots, and the merge of the
+// parts.
 //
-// The slots need neither flags nor fences. They are zero before, and no word that is written is zero (0 is written as
-// -0), so a word tells by itself that it has come. The worker with a tile's last part merges the tile, after everything
-// else it has to do; it waits for workers of lower numbers only, which have begun before it. It leaves zeros behind.
+// The slots need neither flags nor fences. They are zero before, and are written 8 or 16 bytes at a time, whose last
+// word is never zero (0 is written as -0), so a number tells by itself that it has come. The worker with a tile's last
+// part merges the tile, after everything else it has to do; it waits for workers of lower numbers only, which have
+// begun before it. It leaves zeros behind.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,59 +21,43 @@ inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float not_zero(float x) { return x == 0.0f ? -0.0f : x; }
-__device__ __forceinline__ bool has_come(float x) { return __float_as_uint(x) != 0; }
-__device__ __forceinline__ bool has_come(float2 x) { return has_come(x.x) && has_come(x.y); }
-__device__ __forceinline__ bool has_come(float4 x) {
-  return has_come(x.x) && has_come(x.y) && has_come(x.z) && has_come(x.w);
-}
+__device__ __forceinline__ bool has_come(float2 x) { return __float_as_uint(x.y) != 0; }
+__device__ __forceinline__ bool has_come(float4 x) { return __float_as_uint(x.w) != 0; }
 
-// Four numbers of a row's output with the row's maximum and sum.
-struct Partial {
-  float4 out = {0.0f, 0.0f, 0.0f, 0.0f};
-  float max = kNoScore;
-  float sum = 0.0f;
-
-  __device__ __forceinline__ void scale(float factor) {
-    out.x *= factor;
-    out.y *= factor;
-    out.z *= factor;
-    out.w *= factor;
-    sum *= factor;
-  }
-  __device__ __forceinline__ void add(float4 other, float other_max, float other_sum) {
-    const float new_max = fmaxf(max, other_max);
-    scale(exp2_approx(max - new_max));
-    const float factor = exp2_approx(other_max - new_max);
-    out.x += factor * other.x;
-    out.y += factor * other.y;
-    out.z += factor * other.z;
-    out.w += factor * other.w;
-    sum += factor * other_sum;
+// What a row's output, relative to `max`, is to be multiplied by in the end. Row `row` of the item's rows is query
+// token * group + query head. The sink counts once, here; one thread a row writes the LSE.
+__device__ __forceinline__ float normalizer(const RunArgs& args, const Item& item, int row, float max, float sum,
+                                            bool write_lse) {
+  const int row_token = divide(row, args.group), group = args.group.value;
+  const int head = item.head_kv * group + row - row_token * group;
+  float factor = 1.0f;
+  if (args.sinks != nullptr && sum > 0.0f) {
+    const float sink = args.sinks[head] * kLog2E, new_max = fmaxf(max, sink);
+    factor = exp2_approx(max - new_max);
+    sum = sum * factor + exp2_approx(sink - new_max);
     max = new_max;
   }
-};
+  if (write_lse && args.softmax_lse != nullptr) {
+    args.softmax_lse[static_cast<int64_t>(head) * args.total_q + item.q_begin + row_token] =
+        sum > 0.0f ? (max + log2f(sum)) * kLn2 : -INFINITY;
+  }
+  return sum > 0.0f ? __fdividef(factor, sum) : 0.0f;
+}
 
-// Row `row` of the item's rows (query token * group + query head), numbers d to d + 3.
+// Numbers d to d + 3 of a row.
 template <bool kBf16>
-__device__ __forceinline__ void write_result(const RunArgs& args, const Item& item, int row, int d, Partial partial) {
-  const int64_t token = item.q_begin + row / args.group;
-  const int head = item.head_kv * args.group + row % args.group;
-  if (args.sinks != nullptr && partial.sum > 0.0f) {
-    partial.add({0.0f, 0.0f, 0.0f, 0.0f}, args.sinks[head] * kLog2E, 1.0f);
-  }
-  const float normalizer = partial.sum > 0.0f ? 1.0f / partial.sum : 0.0f;
-  const float4 o = partial.out;
+__device__ __forceinline__ void write_out(const RunArgs& args, const Item& item, int row, int d, float4 o,
+                                          float factor) {
+  const int row_token = divide(row, args.group), group = args.group.value;
+  const int64_t token = item.q_begin + row_token;
+  const int head = item.head_kv * group + row - row_token * group;
   const int64_t offset = token * args.out_row_stride + head * args.out_head_stride + d;
+  const float x = o.x * factor, y = o.y * factor, z = o.z * factor, w = o.w * factor;
   if (args.out_is_float) {
-    *reinterpret_cast<float4*>(static_cast<float*>(args.out) + offset) =
-        make_float4(o.x * normalizer, o.y * normalizer, o.z * normalizer, o.w * normalizer);
+    *reinterpret_cast<float4*>(static_cast<float*>(args.out) + offset) = make_float4(x, y, z, w);
   } else {
-    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + offset) = make_uint2(
-        pack<kBf16>(o.x * normalizer, o.y * normalizer), pack<kBf16>(o.z * normalizer, o.w * normalizer));
-  }
-  if (d == 0 && args.softmax_lse != nullptr) {
-    args.softmax_lse[static_cast<int64_t>(head) * args.total_q + token] =
-        partial.sum > 0.0f ? (partial.max + log2f(partial.sum)) * kLn2 : -INFINITY;
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + offset) =
+        make_uint2(pack<kBf16>(x, y), pack<kBf16>(z, w));
   }
 }
 
@@ -85,52 +71,113 @@ __device__ __forceinline__ float2* slot_sum(const RunArgs& args, int slot, int r
 }
 
 template <int kHeadDim>
-__device__ __forceinline__ void write_part(const RunArgs& args, const Item& item, int row, int d, const Partial& p) {
+__device__ __forceinline__ void write_part(const RunArgs& args, const Item& item, int row, int d, float4 o, float max,
+                                           float sum) {
   const int slot = item.first_slot + item.part;
-  store_relaxed(slot_out<kHeadDim>(args, slot, row, d),
-                make_float4(not_zero(p.out.x), not_zero(p.out.y), not_zero(p.out.z), not_zero(p.out.w)));
-  if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float2(p.max, not_zero(p.sum)));
+  store_relaxed(slot_out<kHeadDim>(args, slot, row, d), make_float4(o.x, o.y, o.z, not_zero(o.w)));
+  if (d == 0) store_relaxed(slot_sum(args, slot, row), make_float2(max, not_zero(sum)));
 }
 
-// All threads of a block: merges the parts of `item`'s tile, in order.
+__device__ __forceinline__ void add(float4& total, float weight, const float4& o) {
+  total.x += weight * o.x;
+  total.y += weight * o.y;
+  total.z += weight * o.z;
+  total.w += weight * o.w;
+}
+
+// All threads of a block: merges the parts of `item`'s tile. A thread's chain of instructions is what takes time here
+// (one every five clocks), so the parts' weights are found by a warp a row with a lane a part, and the output's sums
+// are shared out among all threads, by parts too where the rows are few.
 template <int kHeadDim, bool kBf16>
-__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item) {
-  const int rows = item.seqlen_q * args.group;
-  constexpr int kVectors = kHeadDim / 4;
-  constexpr int kAtOnce = 18;  // loads in flight: one sequence alone is cut into so many parts, of eight KV heads on 132 SMs
-  const int64_t out_stride = static_cast<int64_t>(args.slot_rows) * kVectors;
-  for (int i = threadIdx.x; i < rows * kVectors; i += kWarps * 32) {
-    const int row = i / kVectors, d = i % kVectors * 4;
-    float4* out_address = slot_out<kHeadDim>(args, item.first_slot, row, d);
-    const float2* sum_address = slot_sum(args, item.first_slot, row);
-    Partial total;
-    for (int part = 0; part < item.parts; part += kAtOnce) {
-      float4 out[kAtOnce];
-      float2 sum[kAtOnce];
+__device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared) {
+  constexpr int kVectors = kHeadDim / 4, kThreads = kWarps * 32, kAtOnce = 8;
+  const int rows = item.seqlen_q * static_cast<int>(args.group.value), parts = item.parts;
+  const int lane = threadIdx.x % 32, vectors = rows * kVectors, shares = max(1, kThreads / vectors);
+  auto* share_sums = reinterpret_cast<float4*>(shared);             // [kThreads]
+  auto* factors = reinterpret_cast<float*>(share_sums + kThreads);  // [kMaxRows]
+  auto* weights = reinterpret_cast<float2*>(factors + kMaxRows);    // [rows][parts]: maximum, then weight; sum
+
+  // A thread sums up every `shares`th part of its vectors.
+  const int share = shares == 1 ? 0 : threadIdx.x / vectors, first_vector = threadIdx.x - share * vectors;
+  const int64_t stride = static_cast<int64_t>(args.slot_rows) * kVectors * shares;
+  float4 out[kAtOnce] = {};
+  // Asks for those of the next `count` parts that have not come yet, all at once.
+  const auto ask = [&](const float4* from, int count) {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (j < count && !has_come(out[j])) out[j] = load_relaxed(from + j * stride);
+    }
+  };
+  const auto missing = [&](int count) {
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) any |= j < count && !has_come(out[j]);
+    return any;
+  };
+  const int my_parts = share < shares && first_vector < vectors ? (parts - share + shares - 1) / shares : 0;
+  float4* from = slot_out<kHeadDim>(args, item.first_slot + share, 0, 0) + first_vector;
+  ask(from, my_parts);  // they may come while the weights are found
+
+  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
+    float2* row_weights = weights + row * parts;
+    float max = kNoScore, sum = 0.0f;
+    for (int part = lane; part < parts; part += 32) {
+      float2* address = slot_sum(args, item.first_slot + part, row);
+      float2 part_sum = load_relaxed(address);
+      while (!has_come(part_sum)) part_sum = load_relaxed(address);
+      *address = make_float2(0.0f, 0.0f);
+      row_weights[part] = part_sum;
+      max = fmaxf(max, part_sum.x);
+    }
+    ask(from, my_parts);
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, distance));
+    for (int part = lane; part < parts; part += 32) {
+      const float weight = exp2_approx(row_weights[part].x - max);
+      row_weights[part].x = weight;
+      sum += weight * row_weights[part].y;
+    }
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    const float factor = normalizer(args, item, row, max, sum, lane == 0);
+    if (lane == 0) factors[row] = factor;
+  }
+  __syncthreads();
+
+  for (int vector = first_vector; vector < vectors; vector += kThreads) {
+    const int row = vector / kVectors, d = vector % kVectors * 4;
+    const float2* row_weights = weights + row * parts + share;
+    float4 total = {};
+    from = slot_out<kHeadDim>(args, item.first_slot + share, 0, 0) + vector;
+    for (int done = 0; done < my_parts; done += kAtOnce) {
+      const int count = my_parts - done;
+      while (missing(count)) ask(from, count);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        if (part + j < item.parts) {
-          out[j] = load_relaxed(out_address + j * out_stride);
-          sum[j] = load_relaxed(sum_address + j * args.slot_rows);
+        if (j < count) {
+          add(total, row_weights[(done + j) * shares].x, out[j]);
+          from[j * stride] = {};
+          out[j] = {};
         }
       }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (part + j >= item.parts) break;
-        while (!has_come(out[j])) out[j] = load_relaxed(out_address);
-        while (!has_come(sum[j])) sum[j] = load_relaxed(sum_address);
-        *out_address = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        total.add(out[j], sum[j].x, sum[j].y);
-        out_address += out_stride;
-        sum_address += args.slot_rows;
-      }
+      from += kAtOnce * stride;
     }
-    write_result<kBf16>(args, item, row, d, total);
+    if (shares > 1) {
+      share_sums[threadIdx.x] = total;
+      break;
+    }
+    write_out<kBf16>(args, item, row, d, total, factors[row]);
   }
-  __syncthreads();  // all have read the sums
-  for (int i = threadIdx.x; i < rows * item.parts; i += kWarps * 32) {
-    *slot_sum(args, item.first_slot + i / rows, i % rows) = make_float2(0.0f, 0.0f);
+  if (shares > 1) {
+    __syncthreads();
+    if (threadIdx.x < vectors) {
+      float4 total = share_sums[threadIdx.x];
+      for (int other = 1; other < shares; ++other) add(total, 1.0f, share_sums[threadIdx.x + other * vectors]);
+      const int row = threadIdx.x / kVectors;
+      write_out<kBf16>(args, item, row, threadIdx.x % kVectors * 4, total, factors[row]);
+    }
   }
+  __syncthreads();  // shared memory may be used again
 }
 
 }  // namespace onepass::hopper_decode

@@ -3,7 +3,9 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <bit>
 
+#include "attention/cuda/hopper_decode_args.h"
 #include "tensor/cuda/cuda_status.h"
 
 namespace onepass::hopper_decode {
@@ -17,7 +19,8 @@ struct PlanArgs {
   const int32_t* cache_seqlens;
   const int32_t* cu_seqlens_k;
   int32_t batch;
-  int32_t num_heads_kv;
+  int32_t tiles;  // of a request
+  int32_t heads_abreast;
   int32_t num_splits;
   int32_t split_blocks;  // 0: no split_size
   Mask mask;
@@ -30,7 +33,8 @@ struct PlanArgs {
   int64_t slot_words;  // of 16 bytes
 };
 
-// One KV head of one request, in blocks. `offset` shifts the grid of parts, which begins at key 0, against the first block.
+// One tile of one request, in blocks. `offset` shifts the grid of parts, which begins at key 0, against the first
+// block.
 struct RequestBlocks {
   int q_begin;
   int seqlen_q;
@@ -89,12 +93,12 @@ __device__ int sum_up_to_here(int value, int& total) {
   return value;
 }
 
-// The request that holds place `x` of a line in which request b takes heads * (ends[b + 1] - ends[b]) places.
-__device__ int find_request(const int32_t* ends, int batch, int heads, int64_t x) {
+// The request that holds place `x` of a line in which request b takes tiles * (ends[b + 1] - ends[b]) places.
+__device__ int find_request(const int32_t* ends, int batch, int tiles, int64_t x) {
   int low = 0, high = batch - 1;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (static_cast<int64_t>(ends[middle + 1]) * heads > x) {
+    if (static_cast<int64_t>(ends[middle + 1]) * tiles > x) {
       high = middle;
     } else {
       low = middle + 1;
@@ -105,7 +109,7 @@ __device__ int find_request(const int32_t* ends, int batch, int heads, int64_t x
 
 struct Place {
   int request;
-  int head;
+  int tile_of_request;
   int64_t tile;        // counted over requests with queries
   int64_t tile_begin;  // in the line of blocks
   int64_t tile_end;
@@ -113,20 +117,20 @@ struct Place {
 
 __device__ Place find_place(const PlanArgs& args, int64_t position) {
   Place place;
-  place.request = find_request(args.block_ends, args.batch, args.num_heads_kv, position);
-  const int64_t begin = static_cast<int64_t>(args.block_ends[place.request]) * args.num_heads_kv;
+  place.request = find_request(args.block_ends, args.batch, args.tiles, position);
+  const int64_t begin = static_cast<int64_t>(args.block_ends[place.request]) * args.tiles;
   const int blocks = args.block_ends[place.request + 1] - args.block_ends[place.request];
-  place.head = static_cast<int>((position - begin) / blocks);
-  place.tile = static_cast<int64_t>(args.part_ends[place.request]) * args.num_heads_kv + place.head;
-  place.tile_begin = begin + static_cast<int64_t>(place.head) * blocks;
+  place.tile_of_request = static_cast<int>((position - begin) / blocks);
+  place.tile = static_cast<int64_t>(args.part_ends[place.request]) * args.tiles + place.tile_of_request;
+  place.tile_begin = begin + static_cast<int64_t>(place.tile_of_request) * blocks;
   place.tile_end = place.tile_begin + blocks;
   return place;
 }
 
-__device__ Item make_item(const PlanArgs& args, const RequestBlocks& r, int request, int head) {
+__device__ Item make_item(const PlanArgs& args, const RequestBlocks& r, int request, int tile) {
   Item item = {};
   item.request = request;
-  item.head_kv = head;
+  item.head_kv = tile * args.heads_abreast;
   item.q_begin = r.q_begin;
   item.seqlen_q = r.seqlen_q;
   item.seqlen_k = r.seqlen_k;
@@ -178,13 +182,13 @@ __device__ void plan_even(const PlanArgs& args, int64_t total) {
     const int next_item = args.worker_list[w].next_item;
     for (int i = threadIdx.x % 32; i < item_count[w]; i += 32) {
       const int64_t t = first_item[w] + i;
-      const int request = find_request(args.part_ends, args.batch, args.num_heads_kv, t);
-      const int head = static_cast<int>(t - static_cast<int64_t>(args.part_ends[request]) * args.num_heads_kv);
+      const int request = find_request(args.part_ends, args.batch, args.tiles, t);
+      const int tile_of_request = static_cast<int>(t - static_cast<int64_t>(args.part_ends[request]) * args.tiles);
       const RequestBlocks r = describe(args, request);
       const int64_t tile_begin =
-          static_cast<int64_t>(args.block_ends[request]) * args.num_heads_kv + static_cast<int64_t>(head) * r.count;
+          static_cast<int64_t>(args.block_ends[request]) * args.tiles + static_cast<int64_t>(tile_of_request) * r.count;
       const int64_t tile_end = tile_begin + r.count;
-      Item item = make_item(args, r, request, head);
+      Item item = make_item(args, r, request, tile_of_request);
       if (!r.empty) {
         item.block_begin = r.first + static_cast<int>(max(begin, tile_begin) - tile_begin);
         item.block_end = r.first + static_cast<int>(min(end, tile_end) - tile_begin);
@@ -206,8 +210,8 @@ __device__ int64_t items_before(const PlanArgs& args, int64_t position, int64_t 
   const Place place = find_place(args, position);
   const RequestBlocks r = describe(args, place.request);
   const int inside = static_cast<int>(position - place.tile_begin);
-  const int64_t first = static_cast<int64_t>(args.part_ends[place.request]) * args.num_heads_kv;
-  return first + static_cast<int64_t>(place.head) * r.parts +
+  const int64_t first = static_cast<int64_t>(args.part_ends[place.request]) * args.tiles;
+  return first + static_cast<int64_t>(place.tile_of_request) * r.parts +
          (inside == 0 ? 0 : (inside + r.offset + r.part_blocks - 1) / r.part_blocks);
 }
 
@@ -222,9 +226,9 @@ __device__ void plan_fixed(const PlanArgs& args, int64_t total, int64_t total_it
       args.worker_list[w].next_item = next_item;
     }
     for (int64_t i = first + threadIdx.x % 32; i < last; i += 32) {
-      const int request = find_request(args.part_ends, args.batch, args.num_heads_kv, i);
+      const int request = find_request(args.part_ends, args.batch, args.tiles, i);
       const RequestBlocks r = describe(args, request);
-      const int inside = static_cast<int>(i - static_cast<int64_t>(args.part_ends[request]) * args.num_heads_kv);
+      const int inside = static_cast<int>(i - static_cast<int64_t>(args.part_ends[request]) * args.tiles);
       Item item = make_item(args, r, request, inside / r.parts);
       item.part = inside % r.parts;
       item.parts = r.parts;
@@ -263,13 +267,13 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanArgs args) {
     parts += all_parts;
   }
   __syncthreads();
-  const int64_t total = static_cast<int64_t>(blocks) * args.num_heads_kv;
+  const int64_t total = static_cast<int64_t>(blocks) * args.tiles;
   if (total == 0) {
     for (int w = threadIdx.x; w < args.workers; w += kThreads) args.worker_list[w].num_items = 0;
   } else if (args.num_splits == 0 && args.split_blocks == 0) {
     plan_even(args, total);
   } else {
-    plan_fixed(args, total, static_cast<int64_t>(parts) * args.num_heads_kv);
+    plan_fixed(args, total, static_cast<int64_t>(parts) * args.tiles);
   }
 }
 
@@ -283,30 +287,58 @@ int split_blocks(const AttentionParams& params) {
   return static_cast<int>((static_cast<int64_t>(params.split_size) + kBlockKeys - 1) / kBlockKeys);
 }
 
+// `num_splits` is the most parts that may be.
+int num_splits(const AttentionParams& params) { return std::min(params.num_splits, kMaxSplits); }
+
+// As many KV heads as leave no more than a twentieth of the multiprocessors without work: memory is what limits.
+int heads_abreast(int num_heads_kv, int multiprocessors) {
+  int best = 1;
+  for (int heads = 2; heads <= std::min(num_heads_kv, multiprocessors); ++heads) {
+    const int used = multiprocessors / heads * heads;
+    if (num_heads_kv % heads == 0 && used * 20 >= multiprocessors * 19) best = heads;
+  }
+  return best;
+}
+
 }  // namespace
+
+// With l = ceil(log2(value)) and magic = floor(2^(31 + l) / value) + 1, magic * value exceeds 2^(31 + l) by at most
+// 2^l, which is what the quotient of a number below 2^31 can bear.
+Divisor make_divisor(int value) {
+  Divisor divisor;
+  divisor.value = static_cast<uint32_t>(value);
+  divisor.shift = 31 + std::bit_width(divisor.value - 1);
+  divisor.magic = static_cast<uint32_t>((uint64_t{1} << divisor.shift) / divisor.value + 1);
+  return divisor;
+}
 
 Mask make_mask(const AttentionParams& params) {
   constexpr int kNoLimit = 1 << 30;
   Mask mask;
   mask.window_left = params.window_left < 0 ? kNoLimit : std::min(params.window_left, kNoLimit);
   mask.window_right = params.causal ? 0 : params.window_right < 0 ? kNoLimit : std::min(params.window_right, kNoLimit);
-  mask.chunk = std::min(params.attention_chunk, kNoLimit);
+  mask.chunked = params.attention_chunk > 0;
+  mask.chunk = make_divisor(std::clamp(params.attention_chunk, 1, kNoLimit));
   return mask;
 }
 
-Layout make_layout(const AttentionParams& params, int workers, int slot_rows) {
+Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_rows) {
   Layout layout;
-  layout.workers = std::min(workers, kThreads);
+  layout.heads_abreast = heads_abreast(params.num_heads_kv, multiprocessors);
+  layout.workers = std::clamp(multiprocessors / layout.heads_abreast, 1, kThreads);
   layout.slot_rows = slot_rows;
-  const int64_t tiles = static_cast<int64_t>(params.batch) * params.num_heads_kv;
+  const int64_t tiles = static_cast<int64_t>(params.batch) * (params.num_heads_kv / layout.heads_abreast);
   if (params.split_size > 0) {
-    const int64_t longest = params.page_table != nullptr ? params.page_table_stride * params.page_size : params.total_kv_rows;
-    layout.max_items = tiles * (longest / (static_cast<int64_t>(split_blocks(params)) * kBlockKeys) + 2);
-    layout.max_slots = layout.max_items;
+    const int64_t longest =
+        params.page_table != nullptr ? params.page_table_stride * params.page_size : params.total_kv_rows;
+    layout.max_parts = longest / (static_cast<int64_t>(split_blocks(params)) * kBlockKeys) + 2;
+    layout.max_items = layout.max_slots = tiles * layout.max_parts;
   } else if (params.num_splits > 0) {
-    layout.max_items = tiles * params.num_splits;
-    layout.max_slots = params.num_splits > 1 ? layout.max_items : 0;
+    layout.max_parts = num_splits(params);
+    layout.max_items = tiles * layout.max_parts;
+    layout.max_slots = layout.max_parts > 1 ? layout.max_items : 0;
   } else {
+    layout.max_parts = layout.workers;
     layout.max_items = tiles + layout.workers;
     layout.max_slots = 2 * layout.workers;
   }
@@ -314,8 +346,8 @@ Layout make_layout(const AttentionParams& params, int workers, int slot_rows) {
   layout.items_offset = take(layout.bytes, layout.max_items * static_cast<int64_t>(sizeof(Item)));
   layout.block_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
   layout.part_ends_offset = take(layout.bytes, (params.batch + 1) * int64_t{4});
-  layout.slots_offset = take(layout.bytes, layout.max_slots * slot_rows * params.head_dim * 4);
-  layout.sums_offset = take(layout.bytes, layout.max_slots * slot_rows * 8);
+  layout.slots_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * params.head_dim * 4);
+  layout.sums_offset = take(layout.bytes, layout.heads_abreast * layout.max_slots * slot_rows * 8);
   return layout;
 }
 
@@ -326,8 +358,9 @@ Status launch_plan(const AttentionParams& params, const Layout& layout, void* sc
   args.cache_seqlens = params.cache_seqlens;
   args.cu_seqlens_k = params.page_table == nullptr ? params.cu_seqlens_k : nullptr;
   args.batch = params.batch;
-  args.num_heads_kv = params.num_heads_kv;
-  args.num_splits = params.num_splits;
+  args.tiles = params.num_heads_kv / layout.heads_abreast;
+  args.heads_abreast = layout.heads_abreast;
+  args.num_splits = num_splits(params);
   args.split_blocks = split_blocks(params);
   args.mask = make_mask(params);
   args.workers = layout.workers;
@@ -337,7 +370,8 @@ Status launch_plan(const AttentionParams& params, const Layout& layout, void* sc
   args.part_ends = reinterpret_cast<int32_t*>(base + layout.part_ends_offset);
   args.slots = reinterpret_cast<int4*>(base + layout.slots_offset);
   args.slot_words = (layout.bytes - layout.slots_offset) / 16;
-  const int zeroing_blocks = static_cast<int>(std::min<int64_t>(128, (args.slot_words + 8 * kThreads - 1) / (8 * kThreads)));
+  const int zeroing_blocks =
+      static_cast<int>(std::min<int64_t>(128, (args.slot_words + 8 * kThreads - 1) / (8 * kThreads)));
   plan_kernel<<<1 + zeroing_blocks, kThreads, 0, stream>>>(args);
   return launch_status("hopper-decode: plan");
 }

@@ -1,8 +1,10 @@
 // How a decode batch is cut into work: written into device memory by plan(), followed by every run().
 //
-// The keys of a request are cut into blocks of 32, on a grid that begins at key 0. A tile is the query rows of one KV head of one
-// request with the blocks that any of its rows sees. All tiles' blocks in one line (request, KV head, block) are cut into
-// one stretch a worker, equal to the block; a worker is a thread block. What a worker has of one tile is an item. A tile in several items has a slot for each part's result;
+// The keys of a request are cut into blocks of 32, on a grid that begins at key 0. KV heads are attended to side by
+// side, `heads_abreast` at a time, so that what lies together in memory is read at the same time. A tile is the query
+// rows of that many KV heads of one request with the blocks that any of its rows sees. All tiles' blocks in one line
+// (request, KV heads, block) are cut into one stretch a worker, equal to the block; a worker is a thread block for each
+// of the heads. What a worker has of one tile is an item. A tile in several items has a slot for each part's result;
 // the slots of one tile follow one another.
 #pragma once
 
@@ -19,14 +21,14 @@ inline constexpr int kBlockKeys = 32;
 
 struct alignas(16) Item {
   int32_t request;
-  int32_t head_kv;
+  int32_t head_kv;      // the first of those abreast
   int32_t block_begin;  // of 32 keys; none for rows that see no key at all
   int32_t block_end;
   int32_t q_begin;  // first row of q
   int32_t seqlen_q;
   int32_t seqlen_k;
   int32_t kv_begin;    // first row of k and v (contiguous layout)
-  int32_t first_slot;  // of the tile's parts
+  int32_t first_slot;  // of the tile's parts, one for all heads abreast
   int32_t part;
   int32_t parts;  // 1: the tile is whole, no slot is used
   int32_t unused;
@@ -44,35 +46,53 @@ struct alignas(16) Worker {
   int32_t unused[2];
 };
 
+// n / value for 0 <= n < 2^31 in two instructions: (n * magic) >> shift.
+struct Divisor {
+  uint32_t value = 1;
+  uint32_t magic = 0;
+  uint32_t shift = 0;
+};
+
+Divisor make_divisor(int value);
+
 // Which keys a query row sees, as the kernels take it: causal and window_right are one, "no limit" is a large number.
 struct Mask {
   int32_t window_left;
   int32_t window_right;
-  int32_t chunk;
+  bool chunked;
+  Divisor chunk;
 };
 
 // Places in the scratch memory, and the most that each can hold. Depends on the sizes in AttentionParams alone.
 struct Layout {
   int32_t workers = 0;
+  int32_t heads_abreast = 1;
   int64_t max_items = 0;
-  int64_t max_slots = 0;
+  int64_t max_parts = 0;  // of a tile
+  int64_t max_slots = 0;  // of one head of those abreast
   int32_t slot_rows = 0;  // rows of one slot
   int64_t workers_offset = 0;
   int64_t items_offset = 0;
-  int64_t block_ends_offset = 0;  // [batch + 1] prefix sums over the requests of the blocks of one KV head
-  int64_t part_ends_offset = 0;   // [batch + 1] the same of the parts that are known beforehand (1 a tile in automatic mode)
-  int64_t slots_offset = 0;       // partial_out [slots][slot_rows][head_dim], then partial_sums [slots][slot_rows] pairs
+  int64_t block_ends_offset = 0;  // [batch + 1] prefix sums over the requests of the blocks of one tile
+  int64_t part_ends_offset =
+      0;  // [batch + 1] the same of the parts that are known beforehand (1 a tile in automatic mode)
+  int64_t slots_offset =
+      0;  // partial_out [heads_abreast][slots][slot_rows][head_dim], then [heads_abreast][slots][slot_rows][2]
   int64_t sums_offset = 0;
   int64_t bytes = 0;
 };
 
 Mask make_mask(const AttentionParams& params);
-Layout make_layout(const AttentionParams& params, int workers, int slot_rows);
+Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_rows);
 
 // Queues the planning kernel, which also zeroes the slots (a word that is not zero tells that it has been written).
 Status launch_plan(const AttentionParams& params, const Layout& layout, void* scratch, CUstream_st* stream);
 
 #ifdef __CUDACC__
+__device__ __forceinline__ int divide(int n, const Divisor& divisor) {
+  return static_cast<int>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * divisor.magic) >> divisor.shift);
+}
+
 // The keys that the query at position p sees: [lo, hi], empty when hi < lo. Both only grow with p.
 struct KeyRange {
   int lo;
@@ -83,10 +103,12 @@ __device__ __forceinline__ KeyRange visible_keys(const Mask& mask, int p, int se
   KeyRange range;
   range.lo = max(0, p - mask.window_left);
   range.hi = min(seqlen_k - 1, p + mask.window_right);
-  if (mask.chunk > 0) {
-    const int chunk = p >= 0 ? p / mask.chunk : -1;  // no key has a negative index: which chunk does not matter
-    range.lo = max(range.lo, chunk * mask.chunk);
-    range.hi = min(range.hi, chunk * mask.chunk + mask.chunk - 1);
+  if (mask.chunked) {
+    const int size = mask.chunk.value;
+    const int begin =
+        p >= 0 ? divide(p, mask.chunk) * size : -size;  // no key has a negative index: which chunk does not matter
+    range.lo = max(range.lo, begin);
+    range.hi = min(range.hi, begin + size - 1);
   }
   return range;
 }

@@ -6,9 +6,10 @@
 namespace onepass {
 namespace {
 
-constexpr std::array<const CudaAttentionKernel*, 3> kKernels = {
+constexpr std::array<const CudaAttentionKernel*, 4> kKernels = {
     &kHopperDecode,
     &kHopperPrefill,
+    &kPortableAttention,
     &kNaiveAttention,
 };
 

@@ -5,7 +5,7 @@
 
 namespace onepass {
 
-// sm_90a: up to 64 packed rows (query tokens times the query heads of one KV head) over long keys, bound by memory.
+// sm_90a: up to 32 packed rows (query tokens times the query heads of one KV head) over long keys, bound by memory.
 extern const CudaAttentionKernel kHopperDecode;
 
 // mma.sync and cp.async, sm_80 and later: every option of AttentionParams. The slow twin of the others.

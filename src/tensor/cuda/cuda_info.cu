@@ -8,7 +8,7 @@ namespace {
 // Asked for its attributes only: the runtime refuses when the binary holds no code for the GPU.
 __global__ void probe_kernel() {}
 
-GpuInfo query_gpu(int index) {
+GpuInfo describe_gpu(int index) {
   GpuInfo gpu;
   cudaDeviceProp properties;
   if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) return gpu;
@@ -30,25 +30,40 @@ CudaInfo query_cuda() {
   info.compiled = true;
   cudaRuntimeGetVersion(&info.runtime_version);
   cudaDriverGetVersion(&info.driver_version);
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (info.driver_version == 0) {
-    info.problem = "no NVIDIA driver";
-  } else if (error != cudaSuccess) {
-    info.problem = cudaGetErrorString(error);
-  } else if (count == 0) {
-    info.problem = "no NVIDIA GPU";
-  }
-  if (!info.problem.empty()) {
-    cudaGetLastError();  // the error is told; later calls must not find it
+  const StatusOr<int> count = count_gpus();
+  if (!count.ok()) {
+    info.problem = std::string(count.status().message());
     return info;
   }
   int current = 0;
   cudaGetDevice(&current);
-  for (int index = 0; index < count; ++index) info.gpus.push_back(query_gpu(index));
+  for (int index = 0; index < *count; ++index) info.gpus.push_back(describe_gpu(index));
   cudaSetDevice(current);
   cudaGetLastError();
   return info;
+}
+
+StatusOr<int> count_gpus() {
+  int driver_version = 0, count = 0;
+  cudaDriverGetVersion(&driver_version);
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (driver_version != 0 && error == cudaSuccess && count > 0) return count;
+  cudaGetLastError();  // the error is told; later calls must not find it
+  if (driver_version == 0) return not_found("no NVIDIA driver");
+  return not_found(error != cudaSuccess ? cudaGetErrorString(error) : "no NVIDIA GPU");
+}
+
+StatusOr<GpuInfo> query_gpu(int index) {
+  ONEPASS_ASSIGN_OR_RETURN(const int count, count_gpus());
+  if (index < 0 || index >= count) {
+    return not_found("GPU ", index, ": expected 0 to ", count - 1, ", the GPUs of this machine");
+  }
+  int current = 0;
+  cudaGetDevice(&current);
+  GpuInfo gpu = describe_gpu(index);
+  cudaSetDevice(current);
+  cudaGetLastError();
+  return gpu;
 }
 
 }  // namespace onepass

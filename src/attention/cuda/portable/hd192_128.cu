@@ -1,0 +1,3 @@
+#include "attention/cuda/portable/kernels.cuh"
+
+ONEPASS_PORTABLE_KERNELS(192, 128)
