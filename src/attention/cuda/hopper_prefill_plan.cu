@@ -51,10 +51,7 @@ __device__ int tiles_of_request(const PrefillPlanArgs& args, int b) {
 }
 
 __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
-  const int tiles = tiles_of_request(args, b);
-  // Short requests read more for what they compute: smaller chunks yet.
-  const int factor = tiles <= 4 ? 4 : tiles <= 8 ? 2 : 1;
-  return max(kChunkWeight * factor * tiles * args.num_heads / (2 * args.multiprocessors),
+  return max(kChunkWeight * tiles_of_request(args, b) * args.num_heads / (2 * args.multiprocessors),
              kChunkWeight * args.cache_seqlens[b] / args.cached_keys);
 }
 
