@@ -9,8 +9,8 @@ StatusOr<const CudaAttentionKernel*> choose_cuda_attention_kernel(const Attentio
   for (const CudaAttentionKernel* kernel : cuda_attention_kernels()) {
     if (name != "auto" && name != kernel->name) continue;
     last = kernel->supports(params, gpu);
-    if (last.ok()) return kernel;
-    if (name != "auto") return last;
+    if (name != "auto" && !last.ok()) return last;
+    if (last.ok() && (name != "auto" || kernel->suits == nullptr || kernel->suits(params))) return kernel;
   }
   if (name == "auto") return last;
   std::string names;

@@ -32,6 +32,9 @@ struct CudaAttentionKernel {
   // Why the kernel cannot serve `params` on `gpu`; names the field. Looks at no array.
   Status (*supports)(const AttentionParams& params, const GpuInfo& gpu);
 
+  // Whether it is a good choice for what it supports; null: always.
+  bool (*suits)(const AttentionParams& params) = nullptr;
+
   // Scratch that plan() and run() need. Depends on the sizes in `params` alone.
   int64_t (*scratch_bytes)(const AttentionParams& params, const GpuInfo& gpu);
 
@@ -40,10 +43,10 @@ struct CudaAttentionKernel {
   Status (*run)(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream);
 };
 
-// The most special first: the first that supports a problem is the one to use.
+// The most special first: the first that supports and suits a problem is the one to use.
 std::span<const CudaAttentionKernel* const> cuda_attention_kernels();
 
-// The kernel called `name`, or the first that supports `params` for "auto". The error says why there is none.
+// The kernel called `name`, or for "auto" the first that supports and suits `params`. The error says why there is none.
 StatusOr<const CudaAttentionKernel*> choose_cuda_attention_kernel(const AttentionParams& params, const GpuInfo& gpu,
                                                                   std::string_view name = "auto");
 

@@ -171,11 +171,17 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   return cuda_status(kernel.launch(args, maps, blocks, stream), "hopper-prefill: run");
 }
 
+// Tiles of 128 query tokens of one head are mostly empty where requests have few: K and V are read once for each head,
+// and not split. 32 x 8,192 keys, 32/8 heads, 16 tokens: 1,347 GB/s, and 2,490 by the portable kernel, which packs
+// heads.
+bool suits(const AttentionParams& params) { return params.max_seqlen_q > 16; }
+
 }  // namespace
 
 const CudaAttentionKernel kHopperPrefill = {
     .name = "hopper-prefill",
     .supports = supports,
+    .suits = suits,
     .scratch_bytes = scratch_bytes,
     .plan = plan,
     .run = run,
