@@ -75,7 +75,9 @@ struct WarpState {
         load_matrices(k, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
-          multiply_add<kBf16>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k, q[part * (R::kUnitDims / 16) + s][n]);
+          mma_m16n8k16<Element<kBf16>>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k,
+                                       q[part * (R::kUnitDims / 16) + s][n][0],
+                                       q[part * (R::kUnitDims / 16) + s][n][1]);
         }
       }
   }
@@ -130,8 +132,8 @@ struct WarpState {
           x[c] = exp2_approx(x[c] - max[n][c % 2]);
           sum[n][c % 2] += x[c];
         }
-        weights[tile][n][0] = transpose(pack<kBf16>(x[0], x[1]));
-        weights[tile][n][1] = transpose(pack<kBf16>(x[2], x[3]));
+        weights[tile][n][0] = transpose(pack<Element<kBf16>>(x[0], x[1]));
+        weights[tile][n][1] = transpose(pack<Element<kBf16>>(x[2], x[3]));
       }
   }
 
@@ -148,7 +150,8 @@ struct WarpState {
         load_matrices_transposed(v, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
-          multiply_add<kBf16>(out[part * (R::kUnitDims / 16) + s][n], v, weights[tile][n]);
+          mma_m16n8k16<Element<kBf16>>(out[part * (R::kUnitDims / 16) + s][n], v, weights[tile][n][0],
+                                       weights[tile][n][1]);
         }
       }
   }

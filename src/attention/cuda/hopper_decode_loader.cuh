@@ -32,7 +32,7 @@ struct Ring {
     if constexpr (kTeamWarps == 1) {
       __syncwarp();
     } else {
-      sync_threads(1 + team(), 32 * kTeamWarps);
+      named_barrier_sync(1 + team(), 32 * kTeamWarps);
     }
   }
 };

@@ -17,8 +17,6 @@ namespace onepass::hopper_decode {
 // Below any score; a maximum that is still this belongs to a row that has seen no key. Finite, so that no difference is
 // NaN.
 inline constexpr float kNoScore = -3.0e38f;
-inline constexpr float kLog2E = 1.4426950408889634f;
-inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float not_zero(float x) { return x == 0.0f ? -0.0f : x; }
 __device__ __forceinline__ bool has_come(float2 x) { return __float_as_uint(x.y) != 0; }
@@ -57,7 +55,7 @@ __device__ __forceinline__ void write_out(const RunArgs& args, const Item& item,
     *reinterpret_cast<float4*>(static_cast<float*>(args.out) + offset) = make_float4(x, y, z, w);
   } else {
     *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + offset) =
-        make_uint2(pack<kBf16>(x, y), pack<kBf16>(z, w));
+        make_uint2(pack<Element<kBf16>>(x, y), pack<Element<kBf16>>(z, w));
   }
 }
 

@@ -2,8 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+
+#include "attention/cuda/ptx.cuh"
 
 namespace onepass::hopper_decode {
+
+template <bool kBf16>
+using Element = std::conditional_t<kBf16, __nv_bfloat16, __half>;
 
 // Copies 16 bytes from global to shared memory in the background; writes zeros, and reads nothing, unless `valid`.
 __device__ __forceinline__ void copy_16_async(uint32_t shared, const void* global, bool valid) {
@@ -26,79 +32,11 @@ __device__ __forceinline__ void prefetch_to_l2(const void* global, uint32_t byte
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
-// Programmatic dependent launch: waits until the kernels before this one are complete and their writes visible.
-__device__ __forceinline__ void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-// Lets the next kernel's blocks begin as far as their own wait, once all blocks of this one have come here.
-__device__ __forceinline__ void let_next_kernel_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-// A barrier among `threads` threads, whole warps; barrier 0 is that of __syncthreads().
-__device__ __forceinline__ void sync_threads(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Four 8x8 matrices of 16-bit numbers, the rows of matrix i at the addresses of lanes 8i to 8i + 7.
-__device__ __forceinline__ void load_matrices(uint32_t (&m)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(shared)
-               : "memory");
-}
-
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&m)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(shared)
-               : "memory");
-}
-
 // The transpose of an 8x8 matrix of 16-bit numbers that lies across the warp's registers.
 __device__ __forceinline__ uint32_t transpose(uint32_t matrix) {
   uint32_t transposed;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
   return transposed;
-}
-
-// c[16][8] += a[16][16] b[16][8]
-template <bool kBf16>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (kBf16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
-        "%2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-        "%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-}
-
-// Two floats rounded to 16 bits, `low` in the lower half.
-template <bool kBf16>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t packed;
-  if constexpr (kBf16) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  }
-  return packed;
-}
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // Loads and stores between blocks: past the L1 cache, in no order, each of them whole (16 bytes are one number).

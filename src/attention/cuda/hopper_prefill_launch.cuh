@@ -34,7 +34,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     fence_barrier_init();
   }
   __syncthreads();
-  wait_for_kernels_before();
+  wait_for_earlier_kernels();
   if (threadIdx.x < 128) {
     give_registers<Config::kProducerRegisters>();
     if (threadIdx.x < 32) {

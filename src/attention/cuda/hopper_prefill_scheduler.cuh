@@ -21,7 +21,7 @@ class PrefillScheduler {
       index = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
     }
     announce(PrefillTile{});
-    launch_kernels_behind();
+    let_next_kernel_start();
     // The last block to come here leaves the counters ready for the next run.
     if (lane_ == 0) {
       __threadfence();

@@ -11,17 +11,6 @@
 
 namespace onepass::hopper {
 
-template <typename T>
-__device__ inline uint32_t pack(float low, float high) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&v);
-  } else {
-    const __half2 v = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&v);
-  }
-}
-
 // A thread holds, of each 8 keys j, the scores s[4 j], s[4 j + 1] of its row 0 and s[4 j + 2], s[4 j + 3] of its row 1;
 // the four threads of a quad share the two rows. Probabilities go, rounded and packed, to p: accumulators of 16 keys
 // lie as the operand of a product with 16 rows of V must.

@@ -6,11 +6,9 @@
 
 #include <cstdint>
 
-namespace onepass::hopper {
+#include "attention/cuda/ptx.cuh"
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace onepass::hopper {
 
 // --- Registers -------------------------------------------------------------------------------------------------------
 // Moves registers between warpgroups; every warp of the warpgroup executes it.
@@ -23,18 +21,8 @@ __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Of a kernel launched before the one before it in the stream has ended: waits until it has, and what it wrote can be
-// read.
-__device__ inline void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-// Lets the next kernel begin as blocks of this one end, if it was launched so.
-__device__ inline void launch_kernels_behind() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
 // --- Barriers --------------------------------------------------------------------------------------------------------
 // Named barriers: `threads` counts those that wait and those that only arrive.
-__device__ inline void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 __device__ inline void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -127,10 +115,4 @@ __device__ inline void store_shared_16(uint32_t shared, uint4 v) {
 __device__ inline void prefetch_l1(const int32_t* global) {
   asm volatile("{\n.reg .s32 unused;\nld.global.nc.s32 unused, [%0];\n}\n" ::"l"(global));
 }
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 }  // namespace onepass::hopper

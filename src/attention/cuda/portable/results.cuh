@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/cuda/merge_fold.cuh"
-#include "attention/cuda/portable/mma.cuh"
+#include "attention/cuda/portable/fragments.cuh"
 #include "attention/cuda/portable/work_item.cuh"
 
 namespace onepass::portable {

@@ -28,8 +28,4 @@ struct SharedRows {
   }
 };
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 }  // namespace onepass::portable

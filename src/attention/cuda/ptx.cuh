@@ -1,4 +1,5 @@
-// Tensor core instructions of sm_80 and later, and the fragments that they take.
+// Instructions of sm_80 and later that C++ has no words for, one thin wrapper each, for all kernels of this folder;
+// what only one of them uses stands beside it. Shared memory is named by its 32-bit address throughout.
 //
 // m16n8k16: D[16, 8] += A[16, 16] B[16, 8]. Lane l = 4 g + t of a warp holds of D rows g and g + 8, columns 2 t and 2 t
 // + 1 (elements 0, 1 and 2, 3); of A the same rows, columns 2 t, 2 t + 1 and the same + 8; of B column g.
@@ -9,7 +10,13 @@
 
 #include <cstdint>
 
-namespace onepass::portable {
+#include "attention/cuda/exp2.cuh"
+
+namespace onepass {
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
 
 template <typename T>
 __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
@@ -48,17 +55,6 @@ __device__ inline uint32_t pack<__half>(float first, float second) {
   return bits;
 }
 
-template <typename T>
-__device__ inline float2 unpack(uint32_t bits);
-template <>
-__device__ inline float2 unpack<__nv_bfloat16>(uint32_t bits) {
-  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
-}
-template <>
-__device__ inline float2 unpack<__half>(uint32_t bits) {
-  return __half22float2(reinterpret_cast<const __half2&>(bits));
-}
-
 // Four 8 x 8 matrices of 2-byte elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -74,20 +70,15 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t addre
                : "memory");
 }
 
-// Lanes 4 g .. 4 g + 3 hold element pairs 0 .. 3 of four columns of 8 elements, x[n] of column n; afterwards lane 4 g +
-// t holds all four pairs of column t: 16 bytes that lie side by side.
-__device__ inline uint4 gather_columns(const uint32_t (&x)[4]) {
-  const int t = threadIdx.x % 4;
-  const bool upper = t >= 2, odd = t % 2 == 1;
-  const uint32_t own[2] = {upper ? x[2] : x[0], upper ? x[3] : x[1]};
-  const uint32_t other[2] = {__shfl_xor_sync(0xffffffffu, upper ? x[0] : x[2], 2),
-                             __shfl_xor_sync(0xffffffffu, upper ? x[1] : x[3], 2)};
-  // Of the pairs of lanes 0, 1 (low) and 2, 3 (high), each first from the lane of this one's parity.
-  const uint32_t low[2] = {upper ? other[0] : own[0], upper ? other[1] : own[1]};
-  const uint32_t high[2] = {upper ? own[0] : other[0], upper ? own[1] : other[1]};
-  const uint32_t low_got = __shfl_xor_sync(0xffffffffu, odd ? low[0] : low[1], 1);
-  const uint32_t high_got = __shfl_xor_sync(0xffffffffu, odd ? high[0] : high[1], 1);
-  return {odd ? low_got : low[0], odd ? low[1] : low_got, odd ? high_got : high[0], odd ? high[1] : high_got};
+// A barrier among `threads` threads, whole warps; barrier 0 is that of __syncthreads().
+__device__ inline void named_barrier_sync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-}  // namespace onepass::portable
+// Programmatic dependent launch (sm_90): waits until the kernels before this one are complete and their writes visible.
+__device__ inline void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the next kernel's blocks begin as far as their own wait, once all blocks of this one have come here or ended.
+__device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+}  // namespace onepass
