@@ -96,7 +96,7 @@ class Call:
         p.softmax_lse = 256 if a.want_lse else None
         p.page_table = 256 if self.paged else None
         p.cu_seqlens_k = None if self.paged else 256
-        self.library = lib = _device.library()
+        self.native = lib = _device.native()
         if self.empty:
             return
         kernel, size, address = ctypes.c_void_p(), ctypes.c_int64(), ctypes.byref(p)
@@ -330,7 +330,7 @@ class Call:
             scratch, planned = memory.scratch(self.kernel_number, self.scratch_bytes), False
         else:
             scratch, planned = plan_of(metadata).scratch_for(self, memory, stream)
-        queue = self.library.attention_run if planned else self.library.attention_plan_and_run
+        queue = self.native.attention_run if planned else self.native.attention_plan_and_run
         handle, kernel, params = self.where
         queue(handle, kernel, params, scratch.data_ptr(), self.scratch_bytes, stream)
         return out, self._shaped(lse)
@@ -357,7 +357,7 @@ class Call:
             p.rotary_cos, p.rotary_sin = rotary_cos.data_ptr(), rotary_sin.data_ptr()
             p.rotary_seqlens = _pointer(rotary_seqlens)
             q = rotated
-        self.library.append_kv(self.gpu.handle, self.append_address, stream)
+        self.native.append_kv(self.gpu.handle, self.append_address, stream)
         return q, lengths, begins
 
     def _shaped(self, lse: torch.Tensor | None) -> torch.Tensor | None:

@@ -119,17 +119,17 @@ _thread = _Thread()
 _loaded = []
 
 
-def library() -> _library.Library:
+def native() -> _library.Library:
     """Loaded at the first call, so that importing the package needs neither a GPU nor the library."""
     if not _loaded:
-        _loaded.append(_library.Library(_library.library_path()))
+        _loaded.append(_library.Library(_library.shared_library_path()))
     return _loaded[0]
 
 
 def gpu(index: int) -> Gpu:
     found = _thread.gpus.get(index)
     if found is None:
-        found = _thread.gpus[index] = Gpu(library(), index)
+        found = _thread.gpus[index] = Gpu(native(), index)
     return found
 
 

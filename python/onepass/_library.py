@@ -71,7 +71,7 @@ class AppendKvParams(Struct):
     )
 
 
-def library_path() -> Path:
+def shared_library_path() -> Path:
     """The file that ONEPASS_ATTENTION_LIBRARY names, else the one beside this module."""
     named = os.environ.get(ENVIRONMENT)
     path = Path(named) if named else Path(__file__).parent / "libonepass_attention.so"

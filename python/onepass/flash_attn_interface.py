@@ -235,7 +235,7 @@ def _merge(out_partial, lse_partial, out, lse) -> None:
     index = out.device.index
     with torch.cuda.device(index):
         stream = _device.raw_stream(index)
-        _device.library().attention_merge(_device.gpu(index).handle, ctypes.byref(params), stream)
+        _device.native().attention_merge(_device.gpu(index).handle, ctypes.byref(params), stream)
         if target is not out:
             out.copy_(target[..., :head_dim])
         if merged_lse is not lse:
@@ -300,7 +300,7 @@ def get_scheduler_metadata(
         params.page_table, params.page_size = 256, page_size
         params.page_table_stride = -(-max_seqlen_k // page_size)
         params.k_page_stride, params.v_page_stride = params.k_row_stride * page_size, params.v_row_stride * page_size
-    gpu, library = _device.gpu(cache_seqlens.device.index), _device.library()
+    gpu, library = _device.gpu(cache_seqlens.device.index), _device.native()
     kernel, size = ctypes.c_void_p(), ctypes.c_int64()
     library.attention_choose(gpu.handle, ctypes.byref(params), b"auto", ctypes.byref(kernel))
     library.attention_scratch_bytes(gpu.handle, kernel, ctypes.byref(params), ctypes.byref(size))

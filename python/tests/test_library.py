@@ -25,7 +25,7 @@ NAMES = {ctypes.c_size_t: "Q", ctypes.c_int64: "q", ctypes.c_int32: "i", ctypes.
 
 def loaded():
     try:
-        return _library.Library(_library.library_path())
+        return _library.Library(_library.shared_library_path())
     except ImportError as error:
         raise unittest.SkipTest(str(error)) from None
 
@@ -52,7 +52,7 @@ class Loading(unittest.TestCase):
             with self.assertRaisesRegex(
                 ImportError, "^onepass: there is no /nowhere/lib.so, which ONEPASS_ATTENTION_LIB"
             ):
-                _library.library_path()
+                _library.shared_library_path()
 
     def test_no_gpu_of_that_number(self):
         with self.assertRaisesRegex(RuntimeError, "^(no NVIDIA (driver|GPU)|GPU 99: expected 0 to .*)$"):
