@@ -141,6 +141,7 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         // output; in a float32 output that would show.
         .max_growth = p.out_dtype == DType::kF32 ? 0.0f : 8.0f,
         .causal = p.causal,
+        .local = p.window_left >= 0 || p.window_right >= 0 || p.attention_chunk > 0,
         .window_left = std::min(p.window_left, kUnlimited),
         .window_right = std::min(p.window_right, kUnlimited),
         .attention_chunk = std::min(p.attention_chunk, kUnlimited),

@@ -80,6 +80,7 @@ struct KernelParams {
   float softcap = 0.0f;
   float max_growth = 0.0f;  // of the running maximum before prefill_kernel rescales its output, as a power of 2
   bool causal = false;
+  bool local = false;  // there is a window or a chunk
   int window_left = -1, window_right = -1;
   int attention_chunk = 0;
   const float* sinks = nullptr;

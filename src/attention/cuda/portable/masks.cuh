@@ -22,15 +22,16 @@ struct KeyRange {
 };
 
 __device__ inline KeyRange visible_keys(const KernelParams& p, int position, int seqlen_k) {
-  int begin = 0, end = seqlen_k;
-  if (p.causal) end = min(end, position + 1);
-  if (p.window_left >= 0) begin = max(begin, position - p.window_left);
-  if (p.window_right >= 0) end = min(end, position + p.window_right + 1);
-  if (p.attention_chunk > 0) {
-    int chunk = position / p.attention_chunk;
-    if (position < 0 && chunk * p.attention_chunk != position) --chunk;
-    begin = max(begin, chunk * p.attention_chunk);
-    end = min(end, chunk * p.attention_chunk + p.attention_chunk);
+  int begin = 0, end = p.causal ? min(seqlen_k, position + 1) : seqlen_k;
+  if (p.local) {
+    if (p.window_left >= 0) begin = max(begin, position - p.window_left);
+    if (p.window_right >= 0) end = min(end, position + p.window_right + 1);
+    if (p.attention_chunk > 0) {
+      int chunk = position / p.attention_chunk;
+      if (position < 0 && chunk * p.attention_chunk != position) --chunk;
+      begin = max(begin, chunk * p.attention_chunk);
+      end = min(end, chunk * p.attention_chunk + p.attention_chunk);
+    }
   }
   return {min(begin, seqlen_k), max(end, 0)};
 }

@@ -123,30 +123,48 @@ class PrefillWarp {
     load_next_queries();
   }
 
-  // The results of the warp's rows: to the output, or to the item's slot.
+  // The results of the warp's rows: to the output, or to the item's slot. Step by step for all rows together, so that
+  // one row's chain of instructions runs beside the others'.
   __device__ void store(const WorkItem& item) {
     const float v_scale = value_scale(p_, item);
+    RowResult results[kRowTiles][2];
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) sum_[m][half] += __shfl_xor_sync(kFullWarp, sum_[m][half], distance);
+      }
+    }
+    const bool wants_lse = item.parts > 1 || p_.softmax_lse != nullptr || p_.sinks != nullptr;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float sum = sum_[m][half];
-        sum += __shfl_xor_sync(kFullWarp, sum, 1);
-        sum += __shfl_xor_sync(kFullWarp, sum, 2);
+        RowResult& result = results[m][half];
         const bool empty = max_[m][half] == minus_infinity();
-        const float lse = empty ? minus_infinity() : max_[m][half] * view_.scale.scale * kLn2 + logf(sum);
-        const float factor = empty ? 0.0f : __fdividef(v_scale, sum);
-        const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
-        if (item.parts > 1) {
-          store_part(item, r, m, half, factor, lse);
-        } else {
-          store_row(item, r, m, half, factor, lse);
+        result.factor = empty ? 0.0f : __fdividef(v_scale, sum_[m][half]);
+        result.row = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
+        if (wants_lse) {
+          result.lse = empty ? minus_infinity() : max_[m][half] * view_.scale.scale * kLn2 + logf(sum_[m][half]);
         }
       }
+    }
+    if (item.parts > 1) {
+      store_parts(item, results);
+    } else {
+      store_rows(item, results);
     }
   }
 
  private:
+  // Of one of the lane's rows.
+  struct RowResult {
+    int row = 0;          // of the tile
+    float factor = 0.0f;  // of the output
+    float lse = 0.0f;
+  };
+
   __device__ static int last_block(const WorkItem& item) { return (item.key_end - 1) / kKeys * kKeys; }
 
   // Notes what the item's rows see and how its scores are scaled.
@@ -240,13 +258,21 @@ class PrefillWarp {
   // Causal masks cut blocks at their end alone, others also at their beginning.
   __device__ void mask(const WorkItem& item, int key) {
     const bool at_begin = key < view_.all.begin;
+    const int at = key + 2 * (lane_ % 4);
+    KeyRange rows[kRowTiles][2];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = warp_ * Tile::kWarpRows + 16 * m + 8 * half + lane_ / 4;
-        const KeyRange row = visible_keys(p_, item, min(r, item.rows - 1));
-        const int at = key + 2 * (lane_ % 4);
+        rows[m][half] = visible_keys(p_, item, min(r, item.rows - 1));
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const KeyRange row = rows[m][half];
         const int begin = max(row.begin, item.key_begin) - at, end = min(row.end, item.key_end) - at;
 #pragma unroll
         for (int i = 0; i < 2 * kScoreTiles; ++i) {
@@ -278,28 +304,18 @@ class PrefillWarp {
         block_max[m][half] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
       }
     }
+    // The output is rescaled only when a maximum grew by more than a factor of 2^max_growth since the last time (or was
+    // -inf until now). The weights are then at most that instead of 1, as is their sum. Whether one did is seen without
+    // the maxima of whole rows, which take a shuffle after the other.
+    bool grew = false;
 #pragma unroll
-    for (int distance = 1; distance <= 2; distance *= 2) {
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          block_max[m][half] = fmaxf(block_max[m][half], __shfl_xor_sync(kFullWarp, block_max[m][half], distance));
-        }
+      for (int half = 0; half < 2; ++half) {
+        grew |= (block_max[m][half] - max_[m][half]) * scale > p_.max_growth;
       }
     }
-    // The output is rescaled only when a maximum grew by more than a factor of 2^max_growth since the last time (or was
-    // -inf until now). The weights are then at most that instead of 1, as is their sum.
-    bool grew[kRowTiles];
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      grew[m] = __any_sync(kFullWarp, (block_max[m][0] - max_[m][0]) * scale > p_.max_growth ||
-                                          (block_max[m][1] - max_[m][1]) * scale > p_.max_growth);
-    }
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      if (grew[m]) rescale(m, block_max[m], scale);
-    }
+    if (__any_sync(kFullWarp, grew)) rescale(block_max, scale);
 
 #pragma unroll
     for (int n = 0; n < kScoreTiles; ++n) {
@@ -317,17 +333,23 @@ class PrefillWarp {
     }
   }
 
-  __device__ void rescale(int m, const float (&block_max)[2], float scale) {
+  // To maxima that hold those of the block, which are given by lanes.
+  __device__ void rescale(const float (&block_max)[kRowTiles][2], float scale) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float new_max = fmaxf(max_[m][half], block_max[half]);
-      const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
-      max_[m][half] = new_max;
-      sum_[m][half] *= keep;
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        out_[m][n][2 * half] *= keep;
-        out_[m][n][2 * half + 1] *= keep;
+      for (int half = 0; half < 2; ++half) {
+        float new_max = fmaxf(max_[m][half], block_max[m][half]);
+        new_max = fmaxf(new_max, __shfl_xor_sync(kFullWarp, new_max, 1));
+        new_max = fmaxf(new_max, __shfl_xor_sync(kFullWarp, new_max, 2));
+        const float keep = new_max == max_[m][half] ? 1.0f : exp2_approx((max_[m][half] - new_max) * scale);
+        max_[m][half] = new_max;
+        sum_[m][half] *= keep;
+#pragma unroll
+        for (int n = 0; n < kOutTiles; ++n) {
+          out_[m][n][2 * half] *= keep;
+          out_[m][n][2 * half + 1] *= keep;
+        }
       }
     }
   }
@@ -350,53 +372,65 @@ class PrefillWarp {
     }
   }
 
-  __device__ void store_part(const WorkItem& item, int r, int m, int half, float factor, float lse) {
-    if (r >= item.rows) return;
-    const int t = lane_ % 4;
-    if (t == 0) *partial_lse(p_, item.slot, r) = lse;
-    float* const part = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, r, 0)) + 2 * t;
+  __device__ void store_floats(float* out, int m, int half, float factor) const {
 #pragma unroll
     for (int n = 0; n < kOutTiles; ++n) {
-      *reinterpret_cast<float2*>(part + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
+      *reinterpret_cast<float2*>(out + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
     }
   }
 
-  __device__ void store_row(const WorkItem& item, int r, int m, int half, float factor, float lse) {
-    const bool real = r < item.rows;
+  __device__ void store_parts(const WorkItem& item, const RowResult (&results)[kRowTiles][2]) const {
     const int t = lane_ % 4;
-    const PackedRow row(p_, item, real ? r : 0);
-    Fold state;
-    state.add(lse);
-    factor *= state.finish(p_.sinks, row.head);
-    if (real && t == 0) store_lse(p_, row, state.lse());
-    const int64_t at = row.token * p_.out_row_stride + row.head * p_.out_head_stride;
-    if (p_.out_float32) {
-      if (!real) return;
-      float* const out = static_cast<float*>(p_.out) + at + 2 * t;
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        *reinterpret_cast<float2*>(out + 8 * n) = {out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor};
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const RowResult& result = results[m][half];
+        if (result.row >= item.rows) continue;
+        if (t == 0) *partial_lse(p_, item.slot, result.row) = result.lse;
+        float* const part = reinterpret_cast<float*>(partial_out<kDimV>(p_, item.slot, result.row, 0));
+        store_floats(part + 2 * t, m, half, result.factor);
       }
-      return;
     }
-    T* const out = static_cast<T*>(p_.out) + at;
-    constexpr int kGathered = kOutTiles / 4 * 4;
+  }
+
+  __device__ void store_rows(const WorkItem& item, RowResult (&results)[kRowTiles][2]) const {
+    const int t = lane_ % 4;
 #pragma unroll
-    for (int n = 0; n < kOutTiles; n += 4) {
-      uint32_t pairs[4];
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (n + j < kOutTiles) {
-          pairs[j] = pack<T>(out_[m][n + j][2 * half] * factor, out_[m][n + j][2 * half + 1] * factor);
+      for (int half = 0; half < 2; ++half) {
+        RowResult& result = results[m][half];
+        const bool real = result.row < item.rows;
+        const PackedRow row(p_, item, real ? result.row : 0);
+        if (p_.sinks != nullptr) {
+          Fold state;
+          state.add(result.lse);
+          result.factor *= state.finish(p_.sinks, row.head);
+          result.lse = state.lse();
+        }
+        if (real && t == 0) store_lse(p_, row, result.lse);
+        const int64_t at = row.token * p_.out_row_stride + row.head * p_.out_head_stride;
+        if (p_.out_float32) {
+          if (real) store_floats(static_cast<float*>(p_.out) + at + 2 * t, m, half, result.factor);
+        } else {
+          store_row(static_cast<T*>(p_.out) + at, m, half, result.factor, real);
         }
       }
-      if (n < kGathered) {
-        const uint4 column = gather_columns(pairs);
-        if (real) *reinterpret_cast<uint4*>(out + 8 * (n + t)) = column;
-      } else if (real) {
+    }
+  }
+
+  // Lanes change pairs with their neighbours, so that each has 8 bytes of one of two columns of 8 elements: whole
+  // sectors are written.
+  __device__ void store_row(T* out, int m, int half, float factor, bool real) const {
+    const bool odd = lane_ % 2 == 1;
+    out += 8 * (lane_ % 2) + 2 * (lane_ % 4 & 2);
 #pragma unroll
-        for (int j = 0; n + j < kOutTiles; ++j) *reinterpret_cast<uint32_t*>(out + 8 * (n + j) + 2 * t) = pairs[j];
-      }
+    for (int n = 0; n < kOutTiles; n += 2) {
+      const uint32_t first = pack<T>(out_[m][n][2 * half] * factor, out_[m][n][2 * half + 1] * factor);
+      const uint32_t second = pack<T>(out_[m][n + 1][2 * half] * factor, out_[m][n + 1][2 * half + 1] * factor);
+      const uint32_t got = __shfl_xor_sync(kFullWarp, odd ? first : second, 1);
+      if (real) *reinterpret_cast<uint2*>(out + 8 * n) = odd ? uint2{got, second} : uint2{first, got};
     }
   }
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "attention/cuda/merge_fold.cuh"
-#include "attention/cuda/portable/fragments.cuh"
 #include "attention/cuda/portable/work_item.cuh"
+#include "attention/cuda/ptx.cuh"
 
 namespace onepass::portable {
 
