@@ -1,4 +1,4 @@
-// kPortableAttention: the host's side of portable/. Chooses between the two kernels by the number of packed rows, lays
+// kPortableAttention: the host's side of portable/. Chooses among the kernels by the number of packed rows, lays
 // out the scratch memory and fills in the kernels' parameters.
 #include <algorithm>
 
@@ -9,6 +9,7 @@
 namespace onepass {
 namespace {
 
+using portable::Kernel;
 using portable::KernelParams;
 using portable::KernelSet;
 
@@ -77,7 +78,7 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
   }
   ONEPASS_RETURN_IF_ERROR(check_stride("out_row_stride", p.out_row_stride, p.out_dtype));
   ONEPASS_RETURN_IF_ERROR(check_stride("out_head_stride", p.out_head_stride, p.out_dtype));
-  const int64_t shared_bytes = std::max(set->decode_shared_bytes, set->prefill_shared_bytes);
+  const int64_t shared_bytes = std::max(set->decode.shared_bytes, set->prefill.shared_bytes);
   if (gpu.shared_memory_bytes < shared_bytes) {
     return unimplemented("attention: portable kernel: expected ", shared_bytes,
                          " bytes of shared memory for a thread block, found ", gpu.shared_memory_bytes);
@@ -86,18 +87,19 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
 }
 
 // Decode tiles for a few packed rows; and wherever bits must not depend on the batch, so that one kernel does all.
-bool uses_decode(const AttentionParams& p, const KernelSet& set) {
-  const int64_t group = p.num_heads / p.num_heads_kv;
-  return p.split_size > 0 || p.max_seqlen_q * group <= set.decode_rows;
+// Otherwise the smallest tiles that hold a request's rows.
+const Kernel& kernel_for(const AttentionParams& p, const KernelSet& set) {
+  const int64_t rows = int64_t{p.max_seqlen_q} * (p.num_heads / p.num_heads_kv);
+  if (p.split_size > 0 || rows <= set.decode.rows) return set.decode;
+  return rows <= set.extend.rows ? set.extend : set.prefill;
 }
 
 // What lies in the scratch memory, by its size, and the kernels' parameters that point into it.
 struct Layout {
   KernelParams params;
   int64_t bytes = 0;
-  bool decode = false;
   int blocks = 0;  // of threads, to launch
-  const KernelSet* set = nullptr;
+  const Kernel* kernel = nullptr;
 };
 
 // Beyond any position (2^30 keys of the smallest head take 256 GB), so that sums of positions stay within 32 bits.
@@ -105,8 +107,9 @@ constexpr int kUnlimited = 1 << 30;
 
 Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   Layout layout;
-  layout.set = kernel_set(p);
-  layout.decode = uses_decode(p, *layout.set);
+  const KernelSet& set = *kernel_set(p);
+  layout.kernel = &kernel_for(p, set);
+  const bool decode = layout.kernel == &set.decode;
   KernelParams& to = layout.params;
   to = {.q = p.q,
         .k = p.k,
@@ -153,11 +156,11 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
         .split_size = p.split_size};
 
   const int64_t group = p.num_heads / p.num_heads_kv;
-  to.tile_rows = layout.decode ? layout.set->decode_rows : layout.set->prefill_rows;
+  to.tile_rows = layout.kernel->rows;
   to.slots = portable::kBlocksPerSm * gpu.multiprocessors;
   // Parts: of decode 4 items for each thread block, of prefill, whose results are larger, 2.
   to.max_part_units =
-      p.num_splits == 1 && p.split_size == 0 ? 0 : std::max(1, (layout.decode ? 4 : 2) * to.slots / p.num_heads_kv);
+      p.num_splits == 1 && p.split_size == 0 ? 0 : std::max(1, (decode ? 4 : 2) * to.slots / p.num_heads_kv);
   const int64_t tiles = p.total_q * group / to.tile_rows + p.batch;
   const int64_t units = tiles + to.max_part_units;
   const int64_t parts = int64_t{to.max_part_units} * p.num_heads_kv;
@@ -175,7 +178,7 @@ Layout lay_out(const AttentionParams& p, const GpuInfo& gpu, void* scratch) {
   take(to.tile_parts, tiles);
   take(to.partial_lse, parts * to.tile_rows);
   take(to.partial_out, parts * to.tile_rows * p.head_dim_v);
-  take(to.fold_state, p.split_size > 0 ? int64_t{to.slots} * layout.set->fold_floats : 0);
+  take(to.fold_state, p.split_size > 0 ? int64_t{to.slots} * set.fold_floats : 0);
   return layout;
 }
 
@@ -189,10 +192,9 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
 Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
   if (p.total_q == 0 || p.batch == 0) return ok_status();
   const Layout layout = lay_out(p, gpu, scratch.data);
-  const KernelSet& set = *layout.set;
-  const cudaError_t error = layout.decode ? set.decode(layout.params, layout.blocks, set.decode_shared_bytes, stream)
-                                          : set.prefill(layout.params, layout.blocks, set.prefill_shared_bytes, stream);
-  return cuda_status(error, "portable attention: run");
+  const Kernel& kernel = *layout.kernel;
+  return cuda_status(kernel.launch(layout.params, layout.blocks, kernel.shared_bytes, stream),
+                     "portable attention: run");
 }
 
 }  // namespace

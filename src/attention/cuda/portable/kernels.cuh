@@ -17,17 +17,23 @@ cudaError_t launch_kernel(const KernelParams& p, int blocks, int shared_bytes, c
   return cudaGetLastError();
 }
 
+template <typename T, int kDim, int kDimV, int kRowTiles>
+constexpr Kernel prefill_of() {
+  using Tile = PrefillTile<kDim, kDimV, kRowTiles>;
+  return {.rows = Tile::kRows,
+          .shared_bytes = Tile::kSharedBytes,
+          .launch = launch_kernel<prefill_kernel<T, kDim, kDimV, kRowTiles>>};
+}
+
 template <typename T, int kDim, int kDimV>
 constexpr KernelSet kernel_set() {
   using Decode = DecodeTile<kDim, kDimV>;
-  using Prefill = PrefillTile<kDim, kDimV>;
-  return {.decode_rows = Decode::kRows,
-          .decode_shared_bytes = Decode::kSharedBytes,
+  return {.decode = {.rows = Decode::kRows,
+                     .shared_bytes = Decode::kSharedBytes,
+                     .launch = launch_kernel<decode_kernel<T, kDim, kDimV>>},
           .fold_floats = Decode::kFoldFloats,
-          .prefill_rows = Prefill::kRows,
-          .prefill_shared_bytes = Prefill::kSharedBytes,
-          .decode = launch_kernel<decode_kernel<T, kDim, kDimV>>,
-          .prefill = launch_kernel<prefill_kernel<T, kDim, kDimV>>};
+          .extend = prefill_of<T, kDim, kDimV, 1>(),
+          .prefill = prefill_of<T, kDim, kDimV, kMostRowTiles<kDimV>>()};
 }
 
 }  // namespace onepass::portable

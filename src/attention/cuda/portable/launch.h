@@ -9,14 +9,17 @@ namespace onepass::portable {
 
 using LaunchKernel = cudaError_t (*)(const KernelParams& params, int blocks, int shared_bytes, cudaStream_t stream);
 
+struct Kernel {
+  int rows = 0;  // packed rows of a tile
+  int shared_bytes = 0;
+  LaunchKernel launch = nullptr;
+};
+
 struct KernelSet {
-  int decode_rows = 0;  // packed rows of a tile
-  int decode_shared_bytes = 0;
-  int fold_floats = 0;  // of one thread block, in KernelParams::fold_state
-  int prefill_rows = 0;
-  int prefill_shared_bytes = 0;
-  LaunchKernel decode = nullptr;
-  LaunchKernel prefill = nullptr;
+  Kernel decode;
+  int fold_floats = 0;  // of one thread block of decode, in KernelParams::fold_state
+  Kernel extend;        // prefill with tiles of half as many rows, for few of them; or prefill itself
+  Kernel prefill;
 };
 
 extern const KernelSet kBf16Dim64x64, kFp16Dim64x64;

@@ -18,9 +18,9 @@ __device__ inline void copy_item(WorkItem& destination, const WorkItem& source) 
   }
 }
 
-template <typename T, int kDim, int kDimV>
+template <typename T, int kDim, int kDimV, int kRowTiles>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm) prefill_kernel(const __grid_constant__ KernelParams p) {
-  using Tile = PrefillTile<kDim, kDimV>;
+  using Tile = PrefillTile<kDim, kDimV, kRowTiles>;
   extern __shared__ __align__(1024) char shared[];
   auto& control = *reinterpret_cast<typename Tile::Control*>(shared + Tile::kTileBytes);
   if (static_cast<int>(blockIdx.x) >= p.header->num_items) return;
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) prefill_kernel(const _
     control.items[0] = p.items[blockIdx.x];
   }
   __syncthreads();
-  PrefillWarp<T, kDim, kDimV> warp(p, control.views[threadIdx.x / 32], shared);
+  PrefillWarp<T, kDim, kDimV, kRowTiles> warp(p, control.views[threadIdx.x / 32], shared);
   warp.load_first(control.items[0]);
   warp.load_queries(control.items[0]);
   for (int current = 0;; current = current == 2 ? 0 : current + 1) {

@@ -13,9 +13,14 @@ struct WarpView {
   KeyRange all;      // keys that all of them see
 };
 
-template <int kDim, int kDimV>
+// Of 16 rows, for each warp, where there are enough: with two of them every fragment of K and V serves two products;
+// with wider outputs the registers are too few.
+template <int kDimV>
+inline constexpr int kMostRowTiles = kDimV <= 128 ? 2 : 1;
+
+template <int kDim, int kDimV, int kRowTilesOfWarp>
 struct PrefillTile {
-  static constexpr int kRowTiles = kDimV <= 128 ? 2 : 1;  // of 16 rows, for each warp
+  static constexpr int kRowTiles = kRowTilesOfWarp;
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr int kRows = kWarps * kWarpRows;
   // Twice as many keys where registers allow: half of the barriers, half of the maxima.

@@ -7,12 +7,11 @@
 
 namespace onepass::portable {
 
-template <typename T, int kDim, int kDimV>
+template <typename T, int kDim, int kDimV, int kRowTiles>
 class PrefillWarp {
-  using Tile = PrefillTile<kDim, kDimV>;
+  using Tile = PrefillTile<kDim, kDimV, kRowTiles>;
   using RowsK = SharedRows<kDim>;
   using RowsV = SharedRows<kDimV>;
-  static constexpr int kRowTiles = Tile::kRowTiles;
   static constexpr int kKeys = Tile::kKeys;
   static constexpr int kScoreTiles = kKeys / 8;
   static constexpr int kOutTiles = kDimV / 8;
