@@ -52,7 +52,9 @@ TEST(ChooseCudaAttentionKernel, TakesTheFastestThatSuits) {
   EXPECT_EQ(chosen(problem(8, 32, 8, 128, 128), 90), "hopper-decode");
   EXPECT_EQ(chosen(problem(512, 32, 8, 128, 128), 90), "hopper-prefill");
   // Few query tokens, but more rows than decoding takes, or a head dimension that it does not.
+  EXPECT_EQ(chosen(problem(9, 32, 8, 128, 128), 90), "portable");
   EXPECT_EQ(chosen(problem(16, 32, 8, 128, 128), 90), "portable");
+  EXPECT_EQ(chosen(problem(8, 64, 8, 128, 128), 90), "portable");
   EXPECT_EQ(chosen(problem(1, 32, 8, 192, 128), 90), "portable");
   EXPECT_EQ(chosen(problem(17, 32, 8, 192, 128), 90), "hopper-prefill");
   AttentionParams capped = problem(512, 32, 8, 128, 128);
