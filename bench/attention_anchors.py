@@ -3,6 +3,8 @@ FlashAttention-3 of August 2026, by the names of onepass bench attention's shape
 of the square); decode: GB/s of K and V. A leaning post: cards differ by some percent, so the peers of the same run come first.
 """
 
+from typing import NamedTuple
+
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -38,38 +40,40 @@ CUDNN = {
     **_rows("prefill causal {}, 32/8", (1024, 4096, 16384), (451, 540, 583)),
 }
 
-# Times FA3's figure, in decoding where launches and latency count.
-_DECODE_FACTORS = {
-    "decode b1 ctx 1024, page 64": 1.8,
-    "decode b1 ctx 4096, page 64": 1.5,
-    "decode b1 ctx 16384, page 64": 1.3,
-    "decode b1 ctx 65536, page 64": 1.1,
-    "decode b4 ctx 2048, page 64": 1.25,
-    "decode b8 ctx 1024, page 64": 1.25,
-    "decode b8 ctx 4096, page 64": 1.25,
-    "decode b32 ctx 1024, page 64": 1.25,
-    "decode b64 ctx 512, page 64": 1.25,
+
+class Goal(NamedTuple):
+    """`factor` times what the best of `peers` reaches on the shape; "copy": times the bandwidth of a copy."""
+
+    factor: float
+    peers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.factor:.2f}x " + "/".join(self.peers)
+
+
+_FA3 = ("FA3",)
+_BETTER = ("FA3", "cuDNN")
+_COPY = ("copy",)
+
+GOALS = {
+    **{f"prefill causal {s}": Goal(1.05, _BETTER) for s in _LENGTHS},
+    **{f"prefill full {s}": Goal(1.03, _BETTER) for s in _LENGTHS},
+    **{f"prefill causal {s}, 32/8": Goal(1.05, _BETTER) for s in (1024, 4096, 16384)},
+    **{name: Goal(1.10, _FA3) for name in FA3 if name.startswith("extend")},
+    # Decoding from a few KV heads' worth of memory: launches and latency count.
+    **{
+        f"decode b1 ctx {context}, page 64": Goal(factor, _FA3)
+        for context, factor in ((1024, 1.8), (4096, 1.5), (16384, 1.3), (65536, 1.1))
+    },
+    **{
+        f"decode b{batch} ctx {context}, page 64": Goal(1.25, _FA3)
+        for batch, context in ((4, 2048), (8, 1024), (8, 4096), (32, 1024), (64, 512))
+    },
+    # K and V of 256 MB or more.
+    **_rows("decode b32 ctx 8192, page {}", (1, 16, 64, 128), (Goal(f, _COPY) for f in (0.94, 0.97, 0.97, 0.97))),
+    **{
+        f"decode b{batch} ctx {context}, page 64": Goal(0.97, _COPY)
+        for batch, context in ((128, 4096), (256, 1024), (64, 2048))
+    },
+    **{f"decode b32 ctx 4096, page 64, hd {dim}": Goal(0.95, _COPY) for dim in (64, 256)},
 }
-
-# Of the bandwidth of a copy, where K and V are 256 MB or more.
-_OF_COPY = {
-    **_rows("decode b32 ctx 8192, page {}", (1, 16, 64, 128), (0.94, 0.97, 0.97, 0.97)),
-    "decode b128 ctx 4096, page 64": 0.97,
-    "decode b256 ctx 1024, page 64": 0.97,
-    "decode b64 ctx 2048, page 64": 0.97,
-    "decode b32 ctx 4096, page 64, hd 64": 0.95,
-    "decode b32 ctx 4096, page 64, hd 256": 0.95,
-}
-
-
-def target(name: str, copy_gb_per_s: float) -> float | None:
-    """The figure to reach, in the unit of the shape; None where there is none."""
-    if name in _OF_COPY:
-        return _OF_COPY[name] * copy_gb_per_s
-    if name in _DECODE_FACTORS:
-        return _DECODE_FACTORS[name] * FA3[name]  # b8 ctx 4096: more than a copy's bandwidth
-    if name.startswith("extend") and name in FA3:
-        return 1.10 * FA3[name]
-    if name in FA3 and name.startswith("prefill"):
-        return (1.03 if "full" in name else 1.05) * max(FA3[name], CUDNN[name])
-    return None

@@ -1,92 +1,80 @@
-"""The GPU half of attention_peers.py: PyTorch's attention (and FlashAttention-3, where it is installed) on the shapes of
-onepass bench attention --device cuda, timed as that program times: CUDA graphs, inputs that the L2 cache does not hold, medians.
+"""The GPU half of attention_peers.py: onepass beside PyTorch's attention and FlashAttention-3 (where it is installed) on the shapes of
+onepass bench attention --device cuda, in one process, timed as that program times: CUDA graphs, inputs that the L2 cache does not hold,
+medians. The sides of a shape take turns, each after as long a warm-up of its own; every result is compared with onepass's.
 """
 
+import functools
 import json
-import math
-import statistics
+import random
+import re
 import subprocess
 import sys
-import time
 import warnings
 
 import attention_anchors
+import attention_fa3
+import attention_onepass
 import torch
+from attention_timing import Gauge, Side
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-try:
-    import flash_attn_interface
-except ImportError:
-    flash_attn_interface = None
-
-GRAPH_SECONDS = 2e-3
-MAX_RUNS = 2048
+ALLOWED_DIFFERENCE = 1 / 32  # from onepass's result, relative to its largest element
 
 
-def onepass(args) -> dict:
+def shapes_of(args) -> dict:
+    """The program's shapes, how many copies of the inputs each needs, and the bandwidth of a copy; its times are too short to count."""
     command = [args.onepass.resolve(), "bench", "attention", "--device", "cuda", "--dtype", args.dtype, "--json"]
-    command += ["--workload", args.workload, "--kernel", args.kernel, "--seconds", args.seconds]
+    command += ["--workload", args.workload, "--kernel", args.kernel, "--seconds", 0.01]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stderr.strip() or f"{args.onepass}: exit status {done.returncode}")
     return json.loads(done.stdout)
 
 
-def graph_of(calls: list, runs: int) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(runs):
-            calls[i % len(calls)]()
-    return graph
-
-
-def graph_seconds(graph: torch.cuda.CUDAGraph, budget: float) -> float:
-    begin = time.perf_counter()
-    while True:
-        graph.replay()
-        torch.cuda.synchronize()
-        if time.perf_counter() - begin >= budget / 4:
-            break
-    times, begin = [], time.perf_counter()
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    while len(times) < 3 or time.perf_counter() - begin < budget:
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after) * 1e-3)
-    return statistics.median(times)
-
-
-def seconds_each(calls: list, budget: float) -> float:
-    """Of one call, in a graph of many that go round `calls`."""
-    for call in calls[:3]:
-        call()
-    torch.cuda.synchronize()
-    first = graph_seconds(graph_of(calls, len(calls)), 0.01)
-    rounds = max(1, min(math.ceil(GRAPH_SECONDS / first), math.ceil(MAX_RUNS / len(calls))))
-    runs = rounds * len(calls)
-    return graph_seconds(graph_of(calls, runs), budget) / runs
-
-
 class Inputs:
-    """As many copies of q, k and v as the program makes, [batch, length, heads, head_dim]; K and V contiguous."""
+    """As many copies of q, k and v as the program makes, [batch, length, heads, head_dim], and what says how long they are.
+    K and V in pages are the same memory, in the order of page_table."""
 
     def __init__(self, shape: dict, dtype: torch.dtype):
-        def rows(length: int, heads: int, dim: int) -> torch.Tensor:
-            return torch.randn((shape["batch"], length, heads, dim), device="cuda", dtype=dtype)
+        self.dtype, self._page_size = dtype, shape["page_size"]
+        batch, seqlen_q, seqlen_k = shape["batch"], shape["seqlen_q"], shape["seqlen_k"]
+
+        def integers(values) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=torch.int32).cuda()
+
+        self.lengths = integers([seqlen_k] * batch)
+        self.cu_seqlens_q = integers([seqlen_q * i for i in range(batch + 1)])
+        self.cu_seqlens_k = integers([seqlen_k * i for i in range(batch + 1)])
+        rows = seqlen_k
+        if self._page_size > 0:
+            pages = -(-seqlen_k // self._page_size)
+            rows = pages * self._page_size
+            self.page_table = integers(torch.randperm(batch * pages).view(batch, pages))
+
+        def normal(length: int, heads: int, dim: int) -> torch.Tensor:
+            return torch.randn((batch, length, heads, dim), device="cuda", dtype=dtype)
 
         self.copies = []
         for _ in range(shape["copies"]):
-            q = rows(shape["seqlen_q"], shape["num_heads"], shape["head_dim"])
-            k = rows(shape["seqlen_k"], shape["num_heads_kv"], shape["head_dim"])
-            v = rows(shape["seqlen_k"], shape["num_heads_kv"], shape["head_dim_v"])
+            q = normal(seqlen_q, shape["num_heads"], shape["head_dim"])
+            k = normal(rows, shape["num_heads_kv"], shape["head_dim"])
+            v = normal(rows, shape["num_heads_kv"], shape["head_dim_v"])
             self.copies.append((q, k, v))
 
+    def pages(self, t: torch.Tensor) -> torch.Tensor:
+        return t.view(-1, self._page_size, *t.shape[2:])
 
-def sdpa_calls(shape: dict, inputs: Inputs, backend: SDPBackend) -> list:
+    def in_order(self, t: torch.Tensor) -> torch.Tensor:
+        """K or V as the page table puts them, contiguous, for who takes no pages."""
+        if self._page_size == 0:
+            return t
+        batch, pages = self.page_table.shape
+        return self.pages(t)[self.page_table.flatten()].view(batch, pages * self._page_size, *t.shape[2:])
+
+
+def sdpa_calls(backend: SDPBackend, shape: dict, inputs: Inputs) -> list:
     square = shape["seqlen_q"] == shape["seqlen_k"]
     options = {"enable_gqa": shape["num_heads"] != shape["num_heads_kv"]}
     if shape["causal"] and square:
@@ -98,52 +86,79 @@ def sdpa_calls(shape: dict, inputs: Inputs, backend: SDPBackend) -> list:
 
     def call(q, k, v):
         with sdpa_kernel(backend):
-            scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **options)
+            return scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
 
-    return [lambda tensors=tensors: call(*tensors) for tensors in inputs.copies]
+    def arguments(q, k, v):
+        k, v = (inputs.in_order(t)[:, : shape["seqlen_k"]] for t in (k, v))
+        return [t.transpose(1, 2) for t in (q, k, v)]
 
-
-def fa3_calls(shape: dict, inputs: Inputs) -> list:
-    """FlashAttention-3 on the same layout: paged where the shape is."""
-    calls, page_size = [], shape["page_size"]
-    lengths = torch.full((shape["batch"],), shape["seqlen_k"], device="cuda", dtype=torch.int32)
-    for q, k, v in inputs.copies:
-        options = {"cache_seqlens": lengths, "causal": shape["causal"]}
-        if page_size > 0:
-            pages = -(-shape["seqlen_k"] // page_size)
-            table = torch.randperm(shape["batch"] * pages, device="cuda").to(torch.int32).view(shape["batch"], pages)
-            options["page_table"] = table
-            k = k.view(shape["batch"] * pages, page_size, *k.shape[2:])
-            v = v.view(shape["batch"] * pages, page_size, *v.shape[2:])
-        calls.append(lambda q=q, k=k, v=v, o=options: flash_attn_interface.flash_attn_with_kvcache(q, k, v, **o))
-    return calls
+    return [functools.partial(call, *arguments(*copy)) for copy in inputs.copies]
 
 
-def peer_microseconds(shape: dict, dtype: torch.dtype, seconds: float) -> dict:
-    """Name -> microseconds, of the peers that take the shape."""
-    inputs, found = Inputs(shape, dtype), {}
-    peers = {
-        "cuDNN": lambda: sdpa_calls(shape, inputs, SDPBackend.CUDNN_ATTENTION),
-        "FA2": lambda: sdpa_calls(shape, inputs, SDPBackend.FLASH_ATTENTION),
+def difference(calls: list, expected: torch.Tensor) -> float:
+    """Of the first copy's result from `expected`; of a second call, in case the first one used up what it was given."""
+    calls[0]()
+    found = calls[0]().reshape(expected.shape)
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def measure(shape: dict, args, modules: dict, gauge: Gauge) -> None:
+    """Adds to the shape "sides", name -> Side.figures() of onepass and of the peers that take the shape, and what follows from them."""
+    inputs = Inputs(shape, getattr(torch, args.dtype))
+    kernel = attention_onepass.Kernel(shape, inputs, shape["kernel"])
+    ours = kernel.calls()
+    ours[0]()
+    expected = ours[0]().float()
+    sides = {"onepass": Side(ours)}
+    builds = {
+        f"FA3 {name}": functools.partial(attention_fa3.calls_of, name, module) for name, module in modules.items()
     }
-    if flash_attn_interface is not None:
-        peers["FA3"] = lambda: fa3_calls(shape, inputs)
-    for name, calls in peers.items():
+    peers = {
+        **builds,
+        "cuDNN": functools.partial(sdpa_calls, SDPBackend.CUDNN_ATTENTION),
+        "FA2": functools.partial(sdpa_calls, SDPBackend.FLASH_ATTENTION),
+    }
+    for name, make in peers.items():
+        peer, _, build = name.partition(" ")
+        if peer not in args.peers or peer in sides:
+            continue
         try:
-            with torch.no_grad():
-                found[name] = seconds_each(calls(), seconds) * 1e6
-        except (RuntimeError, ValueError) as error:
+            calls = make(shape, inputs)
+            off = difference(calls, expected)
+            if not off <= ALLOWED_DIFFERENCE:
+                print(f"{shape['name']}: {name} left out: {off:.1e} from onepass's result", file=sys.stderr)
+                continue
+            sides[peer] = Side(calls)
+            if build:
+                shape["fa3"] = build
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             if "CUDA error" in str(error):
                 raise
             torch.cuda.synchronize()
-    return found
+            if args.verbose:
+                print(
+                    f"{shape['name']}: {name} left out: {(str(error).strip() or repr(error)).splitlines()[0]}",
+                    file=sys.stderr,
+                )
+    # A GPU at its power limit gives a kernel the clocks that the one before has left: no side always follows the same other.
+    turns = list(sides.values())
+    shuffle = random.Random(shape["name"]).shuffle
+    for _ in range(args.rounds):
+        shuffle(turns)
+        for side in turns:
+            side.measure(args.seconds, gauge)
+    shape["sides"] = {name: side.figures() for name, side in sides.items()}
+    shape["us"] = shape["sides"]["onepass"]["us"]
+    shape["peers_us"] = {name: figures["us"] for name, figures in shape["sides"].items() if name != "onepass"}
 
 
-def measure_gemm(dtype: torch.dtype) -> float:
+def measure_gemm(dtype: torch.dtype, gauge: Gauge) -> float:
     """TFLOP/s of a large product of matrices: the arithmetic that the GPU sustains."""
     n = 8192
     a, b = (torch.randn((n, n), device="cuda", dtype=dtype) for _ in range(2))
-    return 2 * n**3 / seconds_each([lambda: a @ b], 0.2) * 1e-12
+    side = Side([lambda: a @ b])
+    side.measure(0.2, gauge)
+    return 2 * n**3 / side.figures()["us"] * 1e-6
 
 
 def rate(shape: dict, microseconds: float) -> float:
@@ -157,49 +172,62 @@ def main(args) -> None:
     if not torch.cuda.is_available():
         sys.exit("bench/attention_peers.py: --device cuda: PyTorch finds no GPU")
     warnings.filterwarnings("ignore", message=".*", category=UserWarning)  # why a backend does not take a shape
-    dtype = getattr(torch, args.dtype)
-    ours, theirs = [], []
-    for _ in range(args.rounds):
-        ours.append(onepass(args))
-        theirs.append([peer_microseconds(shape, dtype, args.seconds) for shape in ours[0]["shapes"]])
-        torch.cuda.empty_cache()
-    report = {**ours[0], "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "shapes": []}
-    report["gemm_tflop_per_s"] = measure_gemm(dtype)
-    report["copy_gb_per_s"] = statistics.median(o["copy_gb_per_s"] for o in ours)
-    for i, shape in enumerate(ours[0]["shapes"]):
-        shape["us"] = statistics.median(o["shapes"][i]["us"] for o in ours)
-        shape["peers_us"] = {
-            name: statistics.median(t[i][name] for t in theirs)
-            for name in theirs[0][i]
-            if all(name in t[i] for t in theirs)
-        }
-        report["shapes"].append(shape)
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
-    print_report(report)
+    attention_onepass.load(args.library)
+    modules = attention_fa3.builds()
+    gauge = Gauge()
+    report = shapes_of(args)
+    shapes = [shape for shape in report["shapes"] if re.search(args.shapes, shape["name"])]
+    report |= {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "shapes": []}
+    report["fa3"] = attention_fa3.describe(modules)
+    report["gemm_tflop_per_s"] = measure_gemm(getattr(torch, args.dtype), gauge)
+    print_head(report, args.peers)
+    try:
+        for shape in shapes:
+            with torch.no_grad():
+                measure(shape, args, modules, gauge)
+            torch.cuda.empty_cache()
+            report["shapes"].append(shape)
+            print_row(shape, report, args.peers)
+    finally:  # a fault of one kernel, which ends all work on the GPU, leaves what was measured before
+        if args.output:
+            args.output.write_text(json.dumps(report, indent=1) + "\n")
+    verdicts = [verdict(shape, report)[1] for shape in shapes]
+    print(f"targets: {verdicts.count('reached')} reached, {verdicts.count('missed')} missed")
 
 
-def print_report(report: dict) -> None:
+def print_head(report: dict, peers: list) -> None:
     print(
-        f"{report['device']}, {report['dtype']}, torch {report['torch']}, cuDNN {report['cudnn']}; a copy reads and writes "
-        f"{report['copy_gb_per_s']:.0f} GB/s, a GEMM of 8192 makes {report['gemm_tflop_per_s']:.0f} TFLOP/s. "
-        "TFLOP/s, decode: GB/s of K and V; FA3*: as measured earlier on an H100"
+        f"{report['device']}, {report['dtype']}, torch {report['torch']}, cuDNN {report['cudnn']}; FA3: {report['fa3']}; a copy reads "
+        f"and writes {report['copy_gb_per_s']:.0f} GB/s, a GEMM of 8192 makes {report['gemm_tflop_per_s']:.0f} TFLOP/s.\n"
+        "TFLOP/s, decode: GB/s of K and V; MHz and watts under way: onepass / best peer; *: as measured earlier on an H100"
     )
-    peers = [name for name in ("cuDNN", "FA2", "FA3") if any(name in s["peers_us"] for s in report["shapes"])]
-    print(
-        f"{'':36} {'kernel':16} {'onepass':>8}"
-        + "".join(f" {p:>8} {'ratio':>6}" for p in [*peers, "FA3*"])
-        + "  target"
-    )
-    for shape in report["shapes"]:
-        us = shape["us"]
-        line = f"{shape['name']:36} {shape['kernel']:16} {rate(shape, us):8.0f}"
-        for peer in peers:
-            theirs = shape["peers_us"].get(peer)
-            line += f" {rate(shape, theirs):8.0f} {theirs / us:5.2f}x" if theirs else " " * 16
-        anchor = attention_anchors.FA3.get(shape["name"])
-        line += f" {anchor:8.0f} {rate(shape, us) / anchor:5.2f}x" if anchor else " " * 16
-        goal = attention_anchors.target(shape["name"], report["copy_gb_per_s"])
-        if goal:
-            line += f"  {goal:.0f} {'reached' if rate(shape, us) >= goal else 'missed'}"
-        print(line)
+    print(f"{'':36} {'kernel':16} {'onepass':>8}" + "".join(f" {p:>8} {'ratio':>6}" for p in peers), end="")
+    print(f" {'MHz':>11} {'W':>9}  target")
+
+
+def print_row(shape: dict, report: dict, peers: list) -> None:
+    us, sides = shape["us"], shape["sides"]
+    line = f"{shape['name']:36} {shape['kernel']:16} {rate(shape, us):8.0f}"
+    for peer in peers:
+        theirs = shape["peers_us"].get(peer)
+        line += f" {rate(shape, theirs):8.0f} {theirs / us:5.2f}x" if theirs else " " * 16
+    best = min((s for name, s in sides.items() if name != "onepass"), key=lambda s: s["us"], default=None)
+    for key, width in (("mhz", 11), ("watts", 9)):
+        both = [s[key] for s in (sides["onepass"], best) if s is not None and s[key] is not None]
+        line += f" {'/'.join(f'{value:.0f}' for value in both):>{width}}"
+    print(f"{line}  {' '.join(verdict(shape, report))}".rstrip(), flush=True)
+
+
+def verdict(shape: dict, report: dict) -> tuple[str, str]:
+    """What is aimed at, with where we stand, and "reached" or "missed"; ("", "") for a shape without a target."""
+    goal = attention_anchors.GOALS.get(shape["name"])
+    if goal is None:
+        return "", ""
+    theirs, mark = {"copy": report["copy_gb_per_s"]} if goal.peers == ("copy",) else {}, ""
+    for peer, earlier in (("FA3", attention_anchors.FA3), ("cuDNN", attention_anchors.CUDNN)):
+        if peer in goal.peers and peer in shape["peers_us"]:
+            theirs[peer] = rate(shape, shape["peers_us"][peer])
+        elif peer in goal.peers and shape["name"] in earlier:
+            theirs[peer], mark = earlier[shape["name"]], "*"
+    ratio = rate(shape, shape["us"]) / max(theirs.values())
+    return f"{goal}{mark}: {ratio:.2f}x", "reached" if ratio >= goal.factor else "missed"
