@@ -27,8 +27,12 @@ TEST_P(AttentionCudaTest, MatchesTheReference) {
     ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
     SCOPED_TRACE(to_string(spec));
     ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
-    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
-    ASSERT_OK(runner.attend(problem.params()));
+    // Kernels may choose by the bound on a request's rows, which need not be tight.
+    AttentionParams params = problem.params();
+    params.max_seqlen_q += 2048;
+    if (i % 2 == 0 || !kernel().supports(params, gpu()).ok()) params = problem.params();
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), params));
+    ASSERT_OK(runner.attend(params));
     expect_right(problem);
     if (HasFatalFailure()) return;
   }

@@ -21,6 +21,7 @@ const PrefillKernel* find_kernel(const AttentionParams& p) {
   for (const PrefillKernel& kernel :
        p.q_dtype == DType::kBF16 ? hopper::prefill_kernels_bf16() : hopper::prefill_kernels_fp16()) {
     if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
+    if (kernel.longest > 0 && p.max_seqlen_q > kernel.longest) continue;
     if (p.page_table != nullptr && kernel.keys % p.page_size != 0 && p.page_size % kernel.keys != 0) continue;
     return &kernel;
   }
@@ -133,7 +134,7 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   {
     const int64_t sizes[] = {p.head_dim, p.num_heads, p.total_q};
     const int64_t strides[] = {p.q_head_stride, p.q_row_stride};
-    const int box[] = {64, 1, kernel.rows};
+    const int box[] = {64, 1, 64};  // each consumer's
     ONEPASS_ASSIGN_OR_RETURN(maps.q, make_tensor_map(p.q, p.q_dtype, sizes, strides, box));
   }
   {

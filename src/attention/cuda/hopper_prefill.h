@@ -43,8 +43,9 @@ struct PrefillMaps {
 struct PrefillKernel {
   int head_dim = 0;
   int head_dim_v = 0;
-  int rows = 0;  // of a tile
-  int keys = 0;  // of a block; a page of more keys is a multiple of it, one of less a divisor
+  int rows = 0;     // of a tile
+  int keys = 0;     // of a block; a page of more keys is a multiple of it, one of less a divisor
+  int longest = 0;  // query tokens of the longest request that it is for; 0: any
   cudaError_t (*launch)(const PrefillArgs& args, const PrefillMaps& maps, int blocks, CUstream_st* stream) = nullptr;
 };
 

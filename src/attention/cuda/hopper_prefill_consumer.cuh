@@ -40,58 +40,48 @@ class PrefillConsumer {
     wgmma_touch(s);
     while (true) {
       release_keys();
+      if (end_block_ - 1 == first_block_) release_queries();
       if (needs_mask(end_block_ - 1)) mask(s, end_block_ - 1);
       softmax_.reset();
       float nothing[2];
-      softmax_.update(s, p, nothing);
-      release_output();
+      softmax_.raise(s, nothing);
+      softmax_.try_exponentials(s, p, true);
+      skip_values();
 
 #pragma unroll 1
       for (int n = end_block_ - 2; n >= first_block_; --n) {
         if constexpr (Config::kOverlapValues) {
+          // Two steps a round: the probabilities change places and need not be moved.
           Weights next;
           step(s, o, p, next, n);
+          if (--n < first_block_) {
 #pragma unroll
-          for (int i = 0; i < kKeys / 4; ++i) p[i] = next[i];
+            for (int i = 0; i < kKeys / 4; ++i) p[i] = next[i];
+            break;
+          }
+          step(s, o, next, p, n);
         } else {
           step(s, o, p, p, n);
         }
       }
 
       const bool accumulate = end_block_ - first_block_ > 1;
-      const Output output{q_row_, rows_, head_, query_slot_};
-      if constexpr (Config::kQuerySlots > 1) {
-        take_turn();
-        start_values(o, p, accumulate);
-        const bool more = next_tile();  // while the product runs
-        // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for
-        // which ptxas would serialize the products.
-        start_first_scores(s, more);
-        pass_turn();
-        wgmma_wait<1>();
-        wgmma_touch(o);
-        wgmma_touch(p);
-        release_values();
-        write(o, output);
-        wgmma_wait<0>();
-        wgmma_touch(s);
-        if (!more) break;
-      } else {
-        take_turn();
-        start_values(o, p, accumulate);
-        pass_turn();
-        wgmma_wait<0>();
-        wgmma_touch(o);
-        release_values();
-        write(o, output);
-        release_output();
-        if (!next_tile()) break;
-        take_turn();
-        start_first_scores(s);
-        pass_turn();
-        wgmma_wait<0>();
-        wgmma_touch(s);
-      }
+      const int tile_slot = tile_slot_;
+      take_turn();
+      start_values(o, p, accumulate);
+      const bool more = next_tile();  // while the product runs
+      // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for which
+      // ptxas would serialize the products.
+      start_first_scores(s, more);
+      pass_turn();
+      wgmma_wait<1>();
+      wgmma_touch(o);
+      wgmma_touch(p);
+      release_values();
+      write(o, tile_slot);
+      wgmma_wait<0>();
+      wgmma_touch(s);
+      if (!more) break;
     }
     if (lane_ == 0) store_wait();
   }
@@ -107,25 +97,31 @@ class PrefillConsumer {
     wgmma_wait<Config::kOverlapValues ? 1 : 0>();
     wgmma_touch(s);
     release_keys();
-    bool done = false;
-    if constexpr (Config::kOverlapValues) {
-      done = exponentials(s, next, n);
-      wgmma_wait<0>();
+    if (n == first_block_) release_queries();
+    if constexpr (!Config::kOverlapValues) finish_values(o, p);
+    if (needs_mask(n)) mask(s, n);
+    // The exponentials stand here once, in a loop: of two places that write `next`, ptxas moves it from one to the
+    // other.
+    bool raised = false;
+#pragma unroll 1
+    while (!softmax_.try_exponentials(s, next, raised)) {
+      if constexpr (Config::kOverlapValues) {
+        wgmma_wait_all();
+        wgmma_touch(o);
+      }
+      float correction[2];
+      softmax_.raise(s, correction);
+      rescale(o, correction);
+      raised = true;
     }
+    if constexpr (Config::kOverlapValues) finish_values(o, p);
+  }
+  __device__ void finish_values(Accumulators& o, Weights& p) {
+    wgmma_wait<0>();
     wgmma_touch(o);
     wgmma_touch(p);
     release_values();
-    if constexpr (!Config::kOverlapValues) done = exponentials(s, next, n);
-    if (!done) update(s, next, o);
   }
-
-  // Where a tile's results go.
-  struct Output {
-    int q_row;
-    int rows;  // of the tile
-    int head;
-    int slot;
-  };
 
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
   __device__ void take_turn() const { named_barrier_sync(1 + warpgroup_, 256); }
@@ -135,6 +131,11 @@ class PrefillConsumer {
     if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot));
     key_.advance();
   }
+  // When the last scores of a tile are there: the next tile's queries may come.
+  __device__ void release_queries() {
+    if (lane_ == 0) barrier_arrive(shared_.query_empty(query_.slot, warpgroup_));
+    query_.advance();
+  }
   __device__ void release_values() {
     if (lane_ == 0) barrier_arrive(shared_.value_empty(value_.slot));
     value_.advance();
@@ -143,34 +144,44 @@ class PrefillConsumer {
   // Waits for the next tile; false when there is none.
   __device__ bool next_tile() {
     barrier_wait(shared_.tile_full(tile_.slot), tile_.parity);
-    const PrefillTile tile = shared_.load_tile(tile_.slot);
-    __syncwarp();
-    if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_.slot));
+    tile_slot_ = tile_.slot;
     tile_.advance();
-    q_row_ = tile.q_row;
-    rows_ = tile.rows;
-    head_ = tile.head;
+    const PrefillTile tile = shared_.load_tile(tile_slot_);
+    if (tile.rows == 0) return false;
+    const PrefillTilePart part = shared_.load_part(tile_slot_, warpgroup_);
     first_block_ = tile.first_block;
-    end_block_ = tile.end_block;
-    seqlen_k_ = tile.seqlen_k;
-    position_ = tile.position + 64 * warpgroup_;
-    // Blocks that all 64 rows see whole: full_first_ <= n < full_end_.
-    full_first_ = (args_.mask.first(position_ + 63) + kKeys - 1) / kKeys;
-    full_end_ = args_.mask.end(position_, seqlen_k_) / kKeys;
-    return rows_ > 0;
+    end_block_ = part.end_block;
+    full_first_ = part.full_first;
+    full_end_ = part.full_end;
+    // Blocks of which none of the 64 rows sees a key are passed over.
+#pragma unroll 1
+    for (int n = tile.end_block; n > end_block_; --n) {
+      barrier_wait(shared_.key_full(key_.slot), key_.parity);
+      release_keys();
+    }
+    return true;
+  }
+  // Their values, and turns: all warpgroups take as many.
+  __device__ void skip_values() {
+#pragma unroll 1
+    for (int n = shared_.load_tile(tile_slot_).end_block; n > end_block_; --n) {
+      take_turn();
+      pass_turn();
+      barrier_wait(shared_.value_full(value_.slot), value_.parity);
+      release_values();
+    }
   }
 
-  __device__ void start_first_scores(Scores& s, bool wait = true) {
-    query_slot_ = query_.slot;
-    if (wait) barrier_wait(shared_.query_full(query_.slot), query_.parity);
-    query_.advance();
-    start_scores(s, wait);
+  // Starts the first scores of a tile; `more`: if there is one.
+  __device__ void start_first_scores(Scores& s, bool more = true) {
+    if (more) barrier_wait(shared_.query_full(query_.slot, warpgroup_), query_.parity);
+    start_scores(s, more);
   }
 
   // Starts S = Q K^T for the next block of K.
   __device__ void start_scores(Scores& s, bool wait = true) {
     if (wait) barrier_wait(shared_.key_full(key_.slot), key_.parity);
-    const uint64_t q = row_descriptor(shared_.query(query_slot_) + warpgroup_ * 64 * 128);
+    const uint64_t q = row_descriptor(shared_.query(query_.slot, warpgroup_));
     const uint64_t k = row_descriptor(shared_.key(key_.slot));
     wgmma_touch(s);
     wgmma_fence();
@@ -178,8 +189,7 @@ class PrefillConsumer {
     for (int i = 0; i < Config::kHeadDim / 16; ++i) {
       const int panel = i / 4;
       const int column = i % 4 * 32;  // bytes
-      wgmma_scores<T>(s, q + ((panel * Config::kRows * 128 + column) >> 4), k + ((panel * kKeys * 128 + column) >> 4),
-                      i > 0);
+      wgmma_scores<T>(s, q + ((panel * 64 * 128 + column) >> 4), k + ((panel * kKeys * 128 + column) >> 4), i > 0);
     }
     wgmma_commit();
   }
@@ -203,11 +213,13 @@ class PrefillConsumer {
   // Keys that a row does not see get a score of -infinity. Of a thread's 32 columns (kKeys / 4) of a row, in order,
   // those before some bound are the bits below a place: tests of constant bits are cheaper than comparisons.
   __device__ void mask(Scores& s, int n) const {
+    const PrefillTile tile = shared_.load_tile(tile_slot_);
+    const int first_position = tile.position + 64 * warpgroup_;
     const int column = n * kKeys + lane_ % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int position = position_ + thread_row(half);
-      const int seen = columns_before(args_.mask.end(position, seqlen_k_) - column);
+      const int position = first_position + thread_row(half);
+      const int seen = columns_before(args_.mask.end(position, tile.seqlen_k) - column);
 #pragma unroll
       for (int word = 0; word < kKeys / 4; word += 32) {
         const uint32_t bits = low_bits(seen - word);
@@ -220,7 +232,7 @@ class PrefillConsumer {
     if (n >= full_first_) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int unseen = columns_before(args_.mask.first(position_ + thread_row(half)) - column);
+      const int unseen = columns_before(args_.mask.first(first_position + thread_row(half)) - column);
 #pragma unroll
       for (int word = 0; word < kKeys / 4; word += 32) {
         const uint32_t bits = low_bits(unseen - word);
@@ -238,68 +250,51 @@ class PrefillConsumer {
     return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
   }
 
-  // Scores of block n to probabilities, unless that needs update().
-  __device__ bool exponentials(Scores& s, Weights& p, int n) {
-    if (!needs_mask(n)) return softmax_.try_exponentials(s, p);
-    mask(s, n);
-    return false;
-  }
-  __device__ void update(const Scores& s, Weights& p, Accumulators& o) {
-    float correction[2];
-    softmax_.update(s, p, correction);
-    rescale(o, correction);
-  }
-
   __device__ void rescale(Accumulators& o, const float (&correction)[2]) const {
     if (!__any_sync(0xFFFFFFFF, correction[0] != 1.0f || correction[1] != 1.0f)) return;
 #pragma unroll
     for (int i = 0; i < Config::kHeadDimV / 2; ++i) o[i] *= correction[i / 2 % 2];
   }
 
-  // Divides by the denominator and writes a warp's 16 rows, by way of the shared memory where the queries were.
-  __device__ void write(const Accumulators& o, const Output& to) {
+  // Divides by the denominator and writes a warp's 16 rows, some panels at a time, by way of its own shared memory.
+  // Gives the tile's description back.
+  __device__ void write(const Accumulators& o, int tile_slot) {
+    const PrefillTile to = shared_.load_tile(tile_slot);
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_slot));
     const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
+    const int rows = to.rows - first_row;
     softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
-    // All warps have done with the queries: turns see to that when the next tile's have their own place.
-    if constexpr (Config::kQuerySlots == 1) named_barrier_sync(1 + Config::kConsumers + warpgroup_, 128);
-    const uint32_t stage = shared_.query(to.slot) + first_row * 128;
-    const int row = lane_ % 16;
+    const uint32_t stage = shared_.output(4 * warpgroup_ + warp_);
 #pragma unroll
-    for (int i = 0; i < Config::kHeadDimV / 16; ++i) {
-      const int chunk = i % 4 * 2 + lane_ / 16;  // of 16 bytes
-      store_matrix_x4(stage + i / 4 * Config::kRows * 128 + row * 128 + ((chunk ^ (row % 8)) * 16),
-                      pack<T>(o[8 * i] * inverse[0], o[8 * i + 1] * inverse[0]),
-                      pack<T>(o[8 * i + 2] * inverse[1], o[8 * i + 3] * inverse[1]),
-                      pack<T>(o[8 * i + 4] * inverse[0], o[8 * i + 5] * inverse[0]),
-                      pack<T>(o[8 * i + 6] * inverse[1], o[8 * i + 7] * inverse[1]));
-    }
-    const int rows = to.rows - first_row;
-    fence_async_proxy();
-    __syncwarp();
-    if (rows >= 16) {
-      if (lane_ == 0) {
+    for (int first_panel = 0; first_panel < Config::kPanelsV; first_panel += Config::kOutputPanels) {
+      // What was there has been read: long ago, if it is of the tile before.
+      if (lane_ == 0) store_wait_read();
+      __syncwarp();
 #pragma unroll
-        for (int panel = 0; panel < Config::kPanelsV; ++panel) {
-          store_box_3d(stage + panel * Config::kRows * 128, &maps_.out, panel * 64, to.head, to.q_row + first_row);
-        }
-        store_commit();
-      }
-    } else {
-      // The rows behind belong to the next request.
-      for (int i = lane_; i < rows * (Config::kHeadDimV / 8); i += 32) {
-        const int r = i / (Config::kHeadDimV / 8);
-        const int c = i % (Config::kHeadDimV / 8);
-        T* out = static_cast<T*>(args_.out) + (to.q_row + first_row + r) * args_.out_row_stride +
-                 to.head * args_.out_head_stride + c * 8;
-        *reinterpret_cast<uint4*>(out) =
-            load_shared_16(stage + c / 8 * Config::kRows * 128 + r * 128 + ((c % 8 ^ (r % 8)) * 16));
+      for (int i = 0; i < Config::kOutputPanels * 4; ++i) {
+        const int chunk = i % 4 * 2 + lane_ / 16;  // of 16 bytes
+        const float* from = o + 8 * (first_panel * 4 + i);
+        store_matrix_x4(
+            stage + i / 4 * 2048 + lane_ % 16 * 128 + ((chunk ^ (lane_ % 8)) * 16),
+            pack<T>(from[0] * inverse[0], from[1] * inverse[0]), pack<T>(from[2] * inverse[1], from[3] * inverse[1]),
+            pack<T>(from[4] * inverse[0], from[5] * inverse[0]), pack<T>(from[6] * inverse[1], from[7] * inverse[1]));
       }
       fence_async_proxy();
       __syncwarp();
+      if (rows >= 16) {
+        if (lane_ == 0) {
+#pragma unroll
+          for (int panel = 0; panel < Config::kOutputPanels; ++panel) {
+            store_box_3d(stage + panel * 2048, &maps_.out, (first_panel + panel) * 64, to.head, to.q_row + first_row);
+          }
+          store_commit();
+        }
+      } else {
+        write_rows(stage, rows, first_panel, to.q_row + first_row, to.head);
+      }
     }
-    written_slot_ = to.slot;
-    // After the fence, which would wait for these stores.
     if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -310,14 +305,19 @@ class PrefillConsumer {
     }
   }
 
-  // Gives the slot where the last output was staged back to the producer. Put off until the copy is sure to be over.
-  __device__ void release_output() {
-    if (written_slot_ < 0) return;
-    if (lane_ == 0) {
-      store_wait_read();
-      barrier_arrive(shared_.query_empty(written_slot_));
+  // Fewer than 16 rows: those behind belong to the next request.
+  __device__ void write_rows(uint32_t stage, int rows, int first_panel, int q_row, int head) const {
+    constexpr int kChunks = Config::kOutputPanels * 8;  // of a row
+#pragma unroll 1
+    for (int i = lane_; i < rows * kChunks; i += 32) {
+      const int r = i / kChunks;
+      const int c = i % kChunks;
+      T* out = static_cast<T*>(args_.out) + (q_row + r) * args_.out_row_stride + head * args_.out_head_stride +
+               first_panel * 64 + c * 8;
+      *reinterpret_cast<uint4*>(out) = load_shared_16(stage + c / 8 * 2048 + r * 128 + ((c % 8 ^ (r % 8)) * 16));
     }
-    written_slot_ = -1;
+    fence_async_proxy();
+    __syncwarp();
   }
 
   const PrefillArgs& args_;
@@ -334,17 +334,11 @@ class PrefillConsumer {
   RingPlace<Config::kValueStages> value_;
 
   // Of the current tile.
-  int query_slot_ = 0;
-  int q_row_ = 0;
-  int rows_ = 0;
-  int head_ = 0;
-  int position_ = 0;  // of this warpgroup's first row
-  int seqlen_k_ = 0;
+  int tile_slot_ = 0;
   int first_block_ = 0;
   int end_block_ = 0;
   int full_first_ = 0;
   int full_end_ = 0;
-  int written_slot_ = -1;
 };
 
 }  // namespace onepass::hopper

@@ -10,17 +10,16 @@ namespace onepass::hopper {
 
 // Everything about one instantiation that is known to the compiler.
 template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kKeyStages_, int kValueStages_, int kQuerySlots_,
-          int kConsumers_ = 2>
+          int kOutputPanels_, int kConsumers_ = 2>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kHeadDimV = kHeadDimV_;
-  static constexpr int kKeys = kKeys_;                // of a block
-  static constexpr int kKeyStages = kKeyStages_;      // blocks of K in shared memory
-  static constexpr int kValueStages = kValueStages_;  // blocks of V
-  // With two slots the next tile's queries are there before this tile's end, and its first product overlaps the
-  // epilogue.
-  static constexpr int kQuerySlots = kQuerySlots_;
+  static constexpr int kKeys = kKeys_;                  // of a block
+  static constexpr int kKeyStages = kKeyStages_;        // blocks of K in shared memory
+  static constexpr int kValueStages = kValueStages_;    // blocks of V
+  static constexpr int kQuerySlots = kQuerySlots_;      // tiles whose queries are in shared memory
+  static constexpr int kOutputPanels = kOutputPanels_;  // of 64 columns that a warp's output is staged by
 
   static constexpr int kConsumers = kConsumers_;  // warpgroups
   static constexpr int kRows = 64 * kConsumers;
@@ -29,7 +28,7 @@ struct PrefillConfig {
   static constexpr int kRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = ((kConsumers + 1) * kRegisters - kProducerRegisters) / kConsumers / 8 * 8;
-  static constexpr int kTileSlots = 2;
+  static constexpr int kTileSlots = 3;
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
   static constexpr bool kOverlapValues = kHeadDim == 128;
   static constexpr int kPanels = kHeadDim / 64;
@@ -37,16 +36,21 @@ struct PrefillConfig {
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;
   static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
   static constexpr int kValueBytes = kKeys * kHeadDimV * 2;
+  static constexpr int kOutputBytes = 16 * kOutputPanels * 128;  // of a warp
+
+  static constexpr int kTileBytes = 48 + 16 * kConsumers;
 
   // Shared memory, from a 1024-byte boundary.
   static constexpr int kKeyOffset = kQuerySlots * kQueryBytes;
   static constexpr int kValueOffset = kKeyOffset + kKeyStages * kKeyBytes;
-  static constexpr int kTileOffset = kValueOffset + kValueStages * kValueBytes;
-  static constexpr int kBarrierOffset = kTileOffset + kTileSlots * 48;
-  static constexpr int kNumBarriers = 2 * kTileSlots + 2 * kQuerySlots + 2 * (kKeyStages + kValueStages) + 1;
+  static constexpr int kOutputOffset = kValueOffset + kValueStages * kValueBytes;
+  static constexpr int kTileOffset = kOutputOffset + 4 * kConsumers * kOutputBytes;
+  static constexpr int kBarrierOffset = kTileOffset + kTileSlots * kTileBytes;
+  static constexpr int kNumBarriers =
+      2 * kTileSlots + 2 * kQuerySlots * kConsumers + 2 * (kKeyStages + kValueStages) + 1;
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
   static_assert(kSharedBytes <= 232448);
-  static_assert(kHeadDimV <= kHeadDim);  // the output is staged where the queries were
+  static_assert(kPanelsV % kOutputPanels == 0);
 };
 
 // A tile and one head, as the scheduler hands it to the producer and the consumers.
@@ -61,6 +65,14 @@ struct alignas(16) PrefillTile {
   int32_t end_block;
   int32_t kv_row;
   int32_t request;
+};
+
+// Of a tile, what is a consumer's own: the blocks in which its 64 rows see keys end at end_block (one at least), and
+// those of which they see all keys are full_first <= n < full_end.
+struct alignas(16) PrefillTilePart {
+  int32_t end_block;
+  int32_t full_first;
+  int32_t full_end;
 };
 
 // A place in a ring of kSize slots and the parity of its round.
@@ -83,23 +95,32 @@ __device__ inline int uniform(int x) { return __shfl_sync(0xFFFFFFFF, x, 0); }
 template <typename Config>
 struct PrefillShared {
   uint32_t base;
-  __device__ uint32_t query(int slot) const { return base + slot * Config::kQueryBytes; }
+  // The queries of one consumer.
+  __device__ uint32_t query(int slot, int consumer) const {
+    return base + (slot * Config::kConsumers + consumer) * (Config::kQueryBytes / Config::kConsumers);
+  }
   __device__ uint32_t key(int slot) const { return base + Config::kKeyOffset + slot * Config::kKeyBytes; }
   __device__ uint32_t value(int slot) const { return base + Config::kValueOffset + slot * Config::kValueBytes; }
-  __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * 48; }
+  // Where a warp of the consumers stages its output.
+  __device__ uint32_t output(int warp) const { return base + Config::kOutputOffset + warp * Config::kOutputBytes; }
+  __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * Config::kTileBytes; }
 
   // Barriers: those that say that a slot is full, then those that say that it is empty.
   static constexpr int kValues = Config::kKeyStages;
   static constexpr int kQueries = kValues + Config::kValueStages;
-  static constexpr int kTiles = kQueries + Config::kQuerySlots;
+  static constexpr int kTiles = kQueries + Config::kQuerySlots * Config::kConsumers;
   static constexpr int kEmpty = kTiles + Config::kTileSlots;
   __device__ uint32_t barrier(int i) const { return base + Config::kBarrierOffset + 8 * i; }
   __device__ uint32_t key_full(int slot) const { return barrier(slot); }
   __device__ uint32_t key_empty(int slot) const { return barrier(kEmpty + slot); }
   __device__ uint32_t value_full(int slot) const { return barrier(kValues + slot); }
   __device__ uint32_t value_empty(int slot) const { return barrier(kEmpty + kValues + slot); }
-  __device__ uint32_t query_full(int slot) const { return barrier(kQueries + slot); }
-  __device__ uint32_t query_empty(int slot) const { return barrier(kEmpty + kQueries + slot); }
+  __device__ uint32_t query_full(int slot, int consumer) const {
+    return barrier(kQueries + slot * Config::kConsumers + consumer);
+  }
+  __device__ uint32_t query_empty(int slot, int consumer) const {
+    return barrier(kEmpty + kQueries + slot * Config::kConsumers + consumer);
+  }
   __device__ uint32_t tile_full(int slot) const { return barrier(kTiles + slot); }
   __device__ uint32_t tile_empty(int slot) const { return barrier(kEmpty + kTiles + slot); }
   // A block of V that has rows to be zeroed before the consumers may have it.
@@ -111,6 +132,13 @@ struct PrefillShared {
     const uint4 c = load_shared_16(tile(slot) + 32);
     return {uniform(a.x), uniform(a.y), uniform(a.z), uniform(a.w), uniform(b.x),
             uniform(b.y), uniform(b.z), uniform(b.w), uniform(c.x), uniform(c.y)};
+  }
+  __device__ PrefillTilePart load_part(int slot, int consumer) const {
+    const uint4 a = load_shared_16(tile(slot) + 48 + 16 * consumer);
+    return {uniform(a.x), uniform(a.y), uniform(a.z)};
+  }
+  __device__ void store_part(int slot, int consumer, const PrefillTilePart& part) const {
+    store_shared_16(tile(slot) + 48 + 16 * consumer, make_uint4(part.end_block, part.full_first, part.full_end, 0));
   }
   __device__ void store_tile(int slot, const PrefillTile& t) const {
     store_shared_16(tile(slot), make_uint4(t.q_row, t.rows, t.position, t.seqlen_k));

@@ -15,8 +15,10 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4 * Config::kConsumers;
     for (int i = 0; i < Config::kQuerySlots; ++i) {
-      barrier_init(shared.query_full(i), 1);
-      barrier_init(shared.query_empty(i), kWarps);
+      for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
+        barrier_init(shared.query_full(i, consumer), 1);
+        barrier_init(shared.query_empty(i, consumer), 4);
+      }
     }
     for (int i = 0; i < Config::kKeyStages; ++i) {
       barrier_init(shared.key_full(i), 1);
@@ -70,11 +72,12 @@ cudaError_t launch_prefill(const PrefillArgs& args, const PrefillMaps& maps, int
 }
 
 template <typename Config>
-constexpr PrefillKernel make_prefill_kernel() {
+constexpr PrefillKernel make_prefill_kernel(int longest = 0) {
   return {.head_dim = Config::kHeadDim,
           .head_dim_v = Config::kHeadDimV,
           .rows = Config::kRows,
           .keys = Config::kKeys,
+          .longest = longest,
           .launch = launch_prefill<Config>};
 }
 

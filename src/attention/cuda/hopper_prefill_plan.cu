@@ -51,8 +51,10 @@ __device__ int tiles_of_request(const PrefillPlanArgs& args, int b) {
 }
 
 __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
-  return max(kChunkWeight * tiles_of_request(args, b) * args.num_heads / (2 * args.multiprocessors),
-             kChunkWeight * args.cache_seqlens[b] / args.cached_keys);
+  // In double precision, which is exact enough and much faster than 64-bit divisions.
+  const double by_tiles = static_cast<double>(tiles_of_request(args, b)) * args.num_heads / (2 * args.multiprocessors);
+  const double by_keys = static_cast<double>(args.cache_seqlens[b]) / static_cast<double>(args.cached_keys);
+  return static_cast<int64_t>(max(by_tiles, by_keys) * kChunkWeight);
 }
 
 // The last request that begins at or before the tile, and is not empty.
@@ -64,6 +66,17 @@ __device__ int request_of_tile(const int32_t* tile_of_request, int batch, int ti
     (tile_of_request[middle] <= tile ? low : high) = middle;
   }
   return low;
+}
+
+// As many KV heads as fit in the cache, and a divisor of their number, so that the last group is no smaller. But where
+// all tiles of a request are as long, they had better be those of one head: they will read the same keys at the same
+// time.
+__device__ int group_heads(const PrefillPlanArgs& args, int64_t chunk_keys) {
+  if (args.mask.window_right < 0 && args.mask.chunk == 0) return args.heads_per_kv;
+  const int all = args.num_heads / args.heads_per_kv;
+  int heads_kv = static_cast<int>(min(int64_t{all}, max(int64_t{1}, args.cached_keys / max(chunk_keys, int64_t{1}))));
+  while (all % heads_kv != 0) --heads_kv;
+  return heads_kv * args.heads_per_kv;
 }
 
 __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args) {
@@ -99,7 +112,7 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
     tiles_before += sum;
     if (b < args.batch) {
       tile_of_request[b] = static_cast<int>(tile);
-      const int chunk = min(static_cast<int>(prefix / chunk_weight), last_chunk);
+      const int chunk = min(static_cast<int>(static_cast<double>(prefix) / chunk_weight), last_chunk);
       chunk_of_request[b] = chunk;
       atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_keys[chunk]),
                 static_cast<unsigned long long>(args.cache_seqlens[b]));
@@ -133,7 +146,8 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
         entry.request = b;
         const int length =
             args.mask.end(entry.position + entry.rows - 1, entry.seqlen_k) - args.mask.first(entry.position);
-        const int length_class = static_cast<int>(int64_t{min(max(length, 0), most)} * (kClasses - 1) / most);
+        const int length_class =
+            static_cast<int>(static_cast<float>(min(max(length, 0), most)) * (kClasses - 1) / most);
         bin = chunk_of_request[b] * kClasses + kClasses - 1 - length_class;
       }
       if (pass == 0) {
@@ -168,23 +182,19 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
       first += in_bin;
     }
     __syncthreads();
+    // A thread for each chunk, as they have divisions to do.
+    const int c = min(static_cast<int>(threadIdx.x), kMaxPrefillChunks - 1);
+    const int begin = shared.bins[c * kClasses];
+    const int end = c + 1 < kMaxPrefillChunks ? shared.bins[(c + 1) * kClasses] : static_cast<int>(total);
+    const bool used = threadIdx.x < kMaxPrefillChunks && begin < end;
+    int64_t num_chunks;
+    const auto place = block_scan(used, shared.warp_sums, num_chunks);
+    if (used) {
+      args.plan->chunks[place] = {begin * args.num_heads, begin, end - begin, group_heads(args, shared.chunk_keys[c])};
+    }
     if (threadIdx.x == 0) {
-      PrefillPlan& plan = *args.plan;
-      plan.num_tiles = static_cast<int>(total) * args.num_heads;
-      plan.num_chunks = 0;
-      for (int c = 0; c < kMaxPrefillChunks; ++c) {
-        const int begin = shared.bins[c * kClasses];
-        const int end = c + 1 < kMaxPrefillChunks ? shared.bins[(c + 1) * kClasses] : static_cast<int>(total);
-        if (begin == end) continue;
-        // As many KV heads as fit, and a divisor of their number, so that the last group is no smaller. But where all
-        // tiles of a request are as long, they had better be those of one head: they will read the same keys at the
-        // same time.
-        int heads_kv = args.mask.window_right < 0 && args.mask.chunk == 0 ? 1 : args.num_heads / args.heads_per_kv;
-        const int64_t fit = max(int64_t{1}, args.cached_keys / max(shared.chunk_keys[c], int64_t{1}));
-        const int all = args.num_heads / args.heads_per_kv;
-        while (heads_kv > 1 && (heads_kv > fit || all % heads_kv != 0)) --heads_kv;
-        plan.chunks[plan.num_chunks++] = {begin * args.num_heads, begin, end - begin, heads_kv * args.heads_per_kv};
-      }
+      args.plan->num_tiles = static_cast<int>(total) * args.num_heads;
+      args.plan->num_chunks = static_cast<int>(num_chunks);
     }
     __syncthreads();
   }

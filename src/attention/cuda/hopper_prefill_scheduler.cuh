@@ -59,31 +59,53 @@ class PrefillScheduler {
               .end_block = (end_key + Config::kKeys - 1) / Config::kKeys,
               .kv_row = entry.kv_row,
               .request = entry.request});
-    copy_queries(entry.q_row, head);
+    copy_queries();
   }
 
   __device__ void announce(const PrefillTile& tile) {
+    announced_ = place_.slot;
     barrier_wait(shared_.tile_empty(place_.slot), place_.parity ^ 1);
-    if (lane_ == 0) {
-      shared_.store_tile(place_.slot, tile);
-      barrier_arrive(shared_.tile_full(place_.slot));
-    }
+    if (lane_ == 0) shared_.store_tile(place_.slot, tile);
     __syncwarp();
+    if (lane_ < Config::kConsumers) store_part();
+    __syncwarp();
+    if (lane_ == 0) barrier_arrive(shared_.tile_full(place_.slot));
     place_.advance();
   }
 
-  __device__ void copy_queries(int q_row, int head) {
-    barrier_wait(shared_.query_empty(query_.slot), query_.parity ^ 1);
-    if (lane_ == 0) {
-      const uint32_t full = shared_.query_full(query_.slot);
-      barrier_arrive_expect(full, Config::kQueryBytes);
+  // Worked out here, for the consumers have no time for it.
+  __device__ void store_part() const {
+    const uint4 rows = load_shared_16(shared_.tile(place_.slot));  // q_row, rows, position, seqlen_k
+    const uint4 blocks = load_shared_16(shared_.tile(place_.slot) + 16);
+    const int first_row = static_cast<int>(rows.z) + 64 * lane_;
+    const auto seqlen_k = static_cast<int>(rows.w);
+    const int end_key = args_.mask.end(first_row + 63, seqlen_k);
+    PrefillTilePart part;
+    part.end_block = max((end_key + Config::kKeys - 1) / Config::kKeys, static_cast<int>(blocks.z) + 1);
+    part.full_first = (args_.mask.first(first_row + 63) + Config::kKeys - 1) / Config::kKeys;
+    part.full_end = args_.mask.end(first_row, seqlen_k) / Config::kKeys;
+    shared_.store_part(place_.slot, lane_, part);
+  }
+
+  // Of the tile announced last, which stays where it is until its output has been written.
+  __device__ void copy_queries() {
+    // Each consumer's as soon as it has done with those before.
+#pragma unroll 1
+    for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
+      barrier_wait(shared_.query_empty(query_.slot, consumer), query_.parity ^ 1);
+      if (lane_ == 0) {
+        const uint32_t full = shared_.query_full(query_.slot, consumer);
+        const int q_row = static_cast<int>(load_shared_16(shared_.tile(announced_)).x);
+        const int head = static_cast<int>(load_shared_16(shared_.tile(announced_) + 16).x);
+        barrier_arrive_expect(full, Config::kQueryBytes / Config::kConsumers);
 #pragma unroll
-      for (int panel = 0; panel < Config::kPanels; ++panel) {
-        copy_box_3d(shared_.query(query_.slot) + panel * Config::kRows * 128, &maps_.q, panel * 64, head, q_row, full,
-                    kEvictFirst);
+        for (int panel = 0; panel < Config::kPanels; ++panel) {
+          copy_box_3d(shared_.query(query_.slot, consumer) + panel * 64 * 128, &maps_.q, panel * 64, head,
+                      q_row + 64 * consumer, full, kEvictFirst);
+        }
       }
+      __syncwarp();
     }
-    __syncwarp();
     query_.advance();
   }
 
@@ -106,6 +128,7 @@ class PrefillScheduler {
   int lane_;
   RingPlace<Config::kTileSlots> place_;
   RingPlace<Config::kQuerySlots> query_;
+  int announced_ = 0;
   int chunk_ = 0;  // of the tile last found
 };
 

@@ -32,19 +32,21 @@ class PrefillSoftmax {
     sum_[0] = sum_[1] = 0.0f;
   }
 
-  // Scores to probabilities by the maxima so far, if these will do; otherwise false for all threads of the warp.
-  __device__ bool try_exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4]) {
+  // Scores to probabilities by the maxima so far, if these will do or have been `raised` for these scores; otherwise
+  // false for all threads of the warp.
+  __device__ bool try_exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], bool raised) {
     float sum[2];
     exponentials(s, p, sum);
-    const bool fits = sum[0] <= kSumLimit && sum[1] <= kSumLimit && max_[0] != -INFINITY && max_[1] != -INFINITY;
+    const bool fits =
+        raised || (sum[0] <= kSumLimit && sum[1] <= kSumLimit && max_[0] != -INFINITY && max_[1] != -INFINITY);
     if (__any_sync(0xFFFFFFFF, !fits)) return false;
     sum_[0] += sum[0];
     sum_[1] += sum[1];
     return true;
   }
 
-  // Scores to probabilities, with maxima brought up to date: what went before must be multiplied by `correction`.
-  __device__ void update(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], float (&correction)[2]) {
+  // Brings the maxima up to date: what went before must be multiplied by `correction`.
+  __device__ void raise(const float (&s)[kScores], float (&correction)[2]) {
     float m[4] = {s[0], s[1], s[2], s[3]};
 #pragma unroll
     for (int i = 4; i < kScores; ++i) m[i % 4] = fmaxf(m[i % 4], s[i]);
@@ -60,11 +62,8 @@ class PrefillSoftmax {
       if (seen && now[row] <= max_[row] + kLag) now[row] = max_[row];
       correction[row] = seen ? exp2_approx(max_[row] - now[row]) : 0.0f;
       max_[row] = now[row];
+      sum_[row] *= correction[row];
     }
-    float sum[2];
-    exponentials(s, p, sum);
-#pragma unroll
-    for (int row = 0; row < 2; ++row) sum_[row] = fmaf(sum_[row], correction[row], sum[row]);
   }
 
   // Adds the threads' sums up, and the sink (the exponent of what it adds, relative to nothing) if there is one.
