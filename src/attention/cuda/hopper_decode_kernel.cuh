@@ -316,7 +316,6 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
         if (active && part == R::kUnitsOfRow - 1) state.weigh(args, first_key, masked, scores, weights);
       }
     }
-    if (num_items > 1 && i + 1 == num_items) let_next_kernel_start();
     state.finish(args, item, shared);
   }
 

@@ -153,7 +153,9 @@ struct Opening {
     return __all_sync(~0u, same);
   }
 
-  // Asks for the first chunks to be brought into the L2 cache, while the kernels before this one still run.
+  // Asks for each team's first chunk to be brought into the L2 cache, while the kernels before this one still run: 8 MB
+  // on all SMs, what DRAM reads in the 3 us until then. (The whole ring, 25 MB, takes longer to ask for and to read, and
+  // what is asked for afterwards waits behind it: 48.6 us instead of 47.1 at 32 x 1,024.)
   __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
     const int row = threadIdx.x % R::kChunkKeys, head = item.head_kv + place.head;
     const bool scattered = args.page_size.value % R::kChunkKeys != 0;
@@ -164,26 +166,23 @@ struct Opening {
                          (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
                      2 * kHeadDim);
     }
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int chunk = item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams;
-      const int key = chunk * R::kChunkKeys + row;
-      if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) continue;
-      int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
-      if (args.page_table != nullptr) {
-        const int first = scattered ? key : chunk * R::kChunkKeys;
-        slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
-      }
-      const int64_t page = pages[i];
-      const bool all = R::kChunkKeys == 32;
-      if (all || threadIdx.x % 32 < 16) {
-        prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
-                       2 * kHeadDim);
-      }
-      if (all || threadIdx.x % 32 >= 16) {
-        prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
-                       2 * kHeadDim);
-      }
+    const int chunk = item.block_begin * R::kChunksOfBlock + R::team();
+    const int key = chunk * R::kChunkKeys + row;
+    if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) return;
+    int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
+    if (args.page_table != nullptr) {
+      const int first = scattered ? key : chunk * R::kChunkKeys;
+      slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
+    }
+    const int64_t page = pages[0];
+    const bool all = R::kChunkKeys == 32;
+    if (all || threadIdx.x % 32 < 16) {
+      prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
+                     2 * kHeadDim);
+    }
+    if (all || threadIdx.x % 32 >= 16) {
+      prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
+                     2 * kHeadDim);
     }
   }
 };
@@ -243,9 +242,7 @@ class Loader {
       if (item_ == first_.num_items) {
         done_ = true;
         active_ = false;
-        // Memory will soon be idle: the next kernel's prefetches may come. With more than one item they come at the end
-        // of the last, as these are long stretches, of which the slowest needs all the bandwidth.
-        if (first_.num_items <= 1) let_next_kernel_start();
+        let_next_kernel_start();  // memory will soon be idle: the next kernel's prefetches may come
         return;
       }
       open(place_.load_item(args_, first_.next_item, item_));
