@@ -3,6 +3,7 @@
 
 #include "attention/cuda/hopper_decode_args.h"
 #include "attention/cuda/kernels.h"
+#include "attention/cuda/tensor_map.h"
 
 namespace onepass {
 namespace {
@@ -80,8 +81,32 @@ Status plan(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch
   return hopper_decode::launch_plan(params, layout(params, gpu), scratch.data, stream);
 }
 
+// Tensor maps for boxes of 32 keys or of 16; none where pages are smaller, where nobody says how far the memory of K
+// and V reaches, and where the driver refuses the strides: then the threads copy. Boxes of 4 KB, two of which are a
+// chunk's K at head dimension 128, read 2,981 GB/s at 32 x 1,024, boxes of 2 KB 2,915 and threads 2,843.
+void make_maps(const AttentionParams& params, RunArgs& args) {
+  const bool paged = params.page_table != nullptr;
+  const int64_t page_rows = paged ? params.page_size : params.total_kv_rows;
+  int box_keys = params.head_dim == 256 ? 16 : 32;
+  if (params.head_dim == 128 && paged && page_rows % 32 != 0) box_keys = 16;
+  if (params.total_kv_rows == 0 || (paged && page_rows % box_keys != 0)) return;
+  const int64_t sizes[] = {params.head_dim, params.num_heads_kv, page_rows, params.total_kv_rows / page_rows};
+  const int box[] = {64, 1, box_keys, 1};
+  const auto make = [&](const void* data, int64_t page_stride, int64_t row_stride, int64_t head_stride) {
+    const int64_t strides[] = {head_stride, row_stride, paged ? page_stride : page_rows * row_stride};
+    return make_tensor_map(data, params.kv_dtype, sizes, strides, box);
+  };
+  const auto k_map = make(params.k, params.k_page_stride, params.k_row_stride, params.k_head_stride);
+  const auto v_map = make(params.v, params.v_page_stride, params.v_row_stride, params.v_head_stride);
+  if (!k_map.ok() || !v_map.ok()) return;
+  args.k_map = *k_map;
+  args.v_map = *v_map;
+  args.box_keys = box_keys;
+}
+
 RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scratch) {
   RunArgs args = {};
+  make_maps(params, args);
   args.q = static_cast<const uint16_t*>(params.q);
   args.k = static_cast<const uint16_t*>(params.k);
   args.v = static_cast<const uint16_t*>(params.v);

@@ -1,4 +1,4 @@
-#include "attention/cuda/hopper_decode_kernel.cuh"
+#include "attention/cuda/hopper_decode_launch.cuh"
 
 namespace onepass::hopper_decode {
 

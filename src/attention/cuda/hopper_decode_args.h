@@ -1,6 +1,8 @@
 // What a launch of the decode kernel is given; nothing in it depends on the lengths.
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 
 #include "attention/cuda/hopper_decode_plan.h"
@@ -18,6 +20,9 @@ inline constexpr int kMaxSplits = 256;
 
 // Strides in elements of 16 bits (out: of its own type).
 struct RunArgs {
+  CUtensorMap k_map;  // [pages][rows of a page][heads][head_dim]; contiguous: one page of all rows
+  CUtensorMap v_map;
+  int box_keys;  // rows of a box, which lie in one page; 0: no maps
   const uint16_t* q;
   const uint16_t* k;
   const uint16_t* v;

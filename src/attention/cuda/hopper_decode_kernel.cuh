@@ -8,25 +8,23 @@
 #include <cuda_runtime.h>
 
 #include "attention/cuda/hopper_decode_merge.cuh"
-#include "tensor/cuda/cuda_status.h"
 
 namespace onepass::hopper_decode {
 
-template <int kHeadDim, int kColumnTiles, int kTeamWarps>
+template <typename R, int kColumnTiles>
 struct SharedMemory {
-  using R = Ring<kHeadDim, kTeamWarps>;
   static constexpr int kPaddedDims = R::kUnitDims + 4;  // rows 2t and 2t + 2 are 8 banks apart
   alignas(1024) uint8_t ring[R::kTeams][R::kBytes];
   float out[kWarps][8][kPaddedDims];  // a column tile and a unit's dimensions at a time
   float2 sums[kWarps][kColumnTiles * 8];
+  uint64_t full[R::kTeams][R::kUnits * R::kTeamWarps];  // barriers of the ring's units
 };
 
 // What a warp knows of an item. Lane 4g + t holds rows 2t and 2t + 1 of each column tile.
-template <int kHeadDim, int kColumnTiles, int kTeamWarps, bool kBf16>
+template <typename R, int kColumnTiles, bool kBf16>
 struct WarpState {
-  using R = Ring<kHeadDim, kTeamWarps>;
-  using Shared = SharedMemory<kHeadDim, kColumnTiles, kTeamWarps>;
-  static constexpr int kSteps = kHeadDim / 16;
+  using Shared = SharedMemory<R, kColumnTiles>;
+  static constexpr int kSteps = R::kHeadDim / 16;
 
   uint32_t q[kSteps][kColumnTiles][2];
   float out[kSteps][kColumnTiles][4];
@@ -66,13 +64,13 @@ struct WarpState {
   // scores += K's dimensions of this unit times Q's. A single tile's products go to two sums, for two chains of them.
   __device__ __forceinline__ void multiply_k(int part, uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
     const int lane = threadIdx.x % 32;
-    const uint32_t address = unit + (lane % 16) * R::kRowBytes + ((lane / 16) ^ (lane % 8)) * 16;
+    const uint32_t address = unit + (lane % 16) * 128 + ((lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
     for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
       for (int s = 0; s < R::kUnitDims / 16; ++s) {
         uint32_t k[4];
-        load_matrices(k, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
+        load_matrices(k, (address ^ (s % 4 * 32)) + s / 4 * R::kPanelBytes + tile * 16 * 128);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
           mma_m16n8k16<Element<kBf16>>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k,
@@ -141,13 +139,13 @@ struct WarpState {
   __device__ __forceinline__ void multiply_v(int part, uint32_t unit,
                                              const uint32_t (&weights)[R::kChunkTiles][kColumnTiles][2]) {
     const int lane = threadIdx.x % 32;
-    const uint32_t address = unit + (lane % 8 + lane / 16 * 8) * R::kRowBytes + ((lane / 8 % 2) ^ (lane % 8)) * 16;
+    const uint32_t address = unit + (lane % 8 + lane / 16 * 8) * 128 + ((lane / 8 % 2) ^ (lane % 8)) * 16;
 #pragma unroll
     for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
       for (int s = 0; s < R::kUnitDims / 16; ++s) {
         uint32_t v[4];
-        load_matrices_transposed(v, (address ^ (s * 32)) + tile * 16 * R::kRowBytes);
+        load_matrices_transposed(v, (address ^ (s % 4 * 32)) + s / 4 * R::kPanelBytes + tile * 16 * 128);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
           mma_m16n8k16<Element<kBf16>>(out[part * (R::kUnitDims / 16) + s][n], v, weights[tile][n][0],
@@ -183,7 +181,7 @@ struct WarpState {
           }
         __syncthreads();
         constexpr int kVectors = R::kUnitDims / 4;
-        for (int i = threadIdx.x; i < kTeamWarps * 8 * kVectors; i += kWarps * 32) {
+        for (int i = threadIdx.x; i < R::kTeamWarps * 8 * kVectors; i += kWarps * 32) {
           const int member = i / (8 * kVectors), row = i / kVectors % 8, d = i % kVectors * 4;
           const int item_row = (member * kColumnTiles + n) * 8 + row;
           if (item_row >= rows) break;
@@ -191,7 +189,7 @@ struct WarpState {
           float all_max = kNoScore, all_sum = 0.0f;
 #pragma unroll
           for (int team = 0; team < R::kTeams; ++team) {
-            sums[team] = shared.sums[team * kTeamWarps + member][8 * n + row];
+            sums[team] = shared.sums[team * R::kTeamWarps + member][8 * n + row];
             all_max = fmaxf(all_max, sums[team].x);
           }
           float4 total = {};
@@ -199,14 +197,14 @@ struct WarpState {
           for (int team = 0; team < R::kTeams; ++team) {
             const float weight = exp2_approx(sums[team].x - all_max);
             all_sum += weight * sums[team].y;
-            add(total, weight, *reinterpret_cast<const float4*>(&shared.out[team * kTeamWarps + member][row][d]));
+            add(total, weight, *reinterpret_cast<const float4*>(&shared.out[team * R::kTeamWarps + member][row][d]));
           }
           const int out_d = u * R::kUnitDims + d;
           if (item.parts == 1) {
             write_out<kBf16>(args, item, item_row, out_d, total,
                              normalizer(args, item, item_row, all_max, all_sum, out_d == 0));
           } else {
-            write_part<kHeadDim>(args, item, item_row, out_d, total, all_max, all_sum);
+            write_part<R::kHeadDim>(args, item, item_row, out_d, total, all_max, all_sum);
           }
         }
       }
@@ -245,19 +243,37 @@ struct WarpState {
   }
 };
 
-template <int kHeadDim, int kColumnTiles, int kTeamWarps, bool kBf16>
+// A box brings rows that no query sees too. They may hold NaN, which a weight of 0 does not make harmless: zeros
+// instead.
+template <typename R>
+__device__ __forceinline__ void zero_unseen(const Item& item, int first_key, uint32_t unit) {
+  if (first_key >= item.some_lo && first_key + R::kChunkKeys <= item.some_hi) return;
+  const int row = threadIdx.x % R::kChunkKeys, key = first_key + row;
+  if (key < item.some_lo || key >= item.some_hi) {
+    for (int panel = 0; panel < R::kUnitDims / 64; ++panel)
+      for (int i = 0; i < 128; i += 16) {
+        hopper::store_shared_16(unit + panel * R::kPanelBytes + row * 128 + i, {});
+      }
+    hopper::fence_async_proxy();
+  }
+  __syncwarp();
+}
+
+template <typename R, int kColumnTiles, bool kBf16>
 __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_constant__ RunArgs args) {
-  using R = Ring<kHeadDim, kTeamWarps>;
-  using State = WarpState<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
+  using State = WarpState<R, kColumnTiles, kBf16>;
+  constexpr bool kBoxes = R::kBoxes;
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
   const Place place(args);
-  const int row_begin = threadIdx.x / 32 % kTeamWarps * kColumnTiles * 8;  // of this warp
+  const uint32_t full = shared_address(shared.full[R::team()]);
+  if (kBoxes) R::init_my_barriers(full, /*again=*/false);
+  const int row_begin = threadIdx.x / 32 % R::kTeamWarps * kColumnTiles * 8;  // of this warp
 
   // The plan and the page table are read before the kernels that may write them are known to be over. What they say is
   // checked, so that nothing outside the arrays is touched, and at first taken as true: their round trips to memory are
   // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
-  Opening<kHeadDim, kTeamWarps> opening, now;
+  Opening<R> opening, now;
   opening.sound = false;
   if (args.total_kv_rows > 0) opening.read(args, place);
   if (opening.sound) opening.prefetch(args, place);
@@ -270,26 +286,32 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   }
 
   const uint32_t ring = shared_address(shared.ring[R::team()]);
-  Loader<kHeadDim, kTeamWarps> loader(args, place, opening);
+  Loader<R> loader(args, place, opening);
   loader.restart();
 #pragma unroll 1
   for (int i = 0; i < R::kUnits || !up_to_date;) {
     if (!up_to_date && (i == R::kUnits || (i % R::kUnitsOfChunk == 0 && !loader.opening_has_next()))) {
       up_to_date = true;
       if (now == opening) continue;
-      wait_for_copies<0>();
+      if constexpr (kBoxes) {
+        for (int unit = 0; unit < i; ++unit) hopper::barrier_wait(R::my_barrier(full, unit), 0);
+        R::init_my_barriers(full, /*again=*/true);
+      } else {
+        wait_for_copies<0>();
+      }
       opening.read(args, place);
       loader.restart();
       i = 0;
       continue;
     }
-    loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes);
+    if (!loader.issue(i % R::kUnitsOfChunk, ring + i * R::kUnitBytes, R::my_barrier(full, i)) && kBoxes) break;
     ++i;
   }
+  if (kBoxes && R::kTeamWarps > 1) R::sync_team();  // no barrier is made new any more
   const int num_items = opening.num_items;
 
-  uint32_t unit = ring;  // the oldest of the ring
-  const uint32_t ring_end = ring + R::kBytes;
+  int slot = 0;  // the oldest unit of the ring
+  uint32_t phase = 0;
   for (int i = 0; i < num_items; ++i) {
     const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     State state;
@@ -304,65 +326,36 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
       // K and V in one loop's body: code that is short stays in the instruction cache.
 #pragma unroll(R::kUnitsOfRow == 1 ? 1 : R::kUnitsOfChunk)
       for (int part = 0; part < R::kUnitsOfChunk; ++part) {
-        wait_for_copies<R::kUnits - 1>();
-        R::sync_team();
+        const uint32_t unit = ring + slot * R::kUnitBytes;
+        if constexpr (kBoxes) {
+          R::wait_for_unit(full, slot, phase);
+        } else {
+          wait_for_copies<R::kUnits - 1>();
+          R::sync_team();
+        }
         if (active && part < R::kUnitsOfRow) state.multiply_k(R::kUnitsOfRow == 1 ? 0 : part, unit, scores);
         if (active && part >= R::kUnitsOfRow) {
+          if (kBoxes) zero_unseen<R>(item, first_key, unit);
           state.multiply_v(R::kUnitsOfRow == 1 ? 0 : part - R::kUnitsOfRow, unit, weights);
         }
         R::sync_team();
-        loader.issue((part + R::kUnits) % R::kUnitsOfChunk, unit);
-        unit = unit + R::kUnitBytes == ring_end ? ring : unit + R::kUnitBytes;
+        loader.issue((part + R::kUnits) % R::kUnitsOfChunk, unit, R::my_barrier(full, slot));
+        if (++slot == R::kUnits) {
+          slot = 0;
+          phase ^= 1;
+        }
         if (active && part == R::kUnitsOfRow - 1) state.weigh(args, first_key, masked, scores, weights);
       }
     }
-    if (num_items > 1 && i + 1 == num_items) let_next_kernel_start();
     state.finish(args, item, shared);
   }
 
   for (int i = 0; i < num_items; ++i) {
     const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     if (item.parts > 1 && item.part == item.parts - 1) {
-      merge_parts<kHeadDim, kBf16>(args, item, shared.ring[0]);
+      merge_parts<R::kHeadDim, kBf16>(args, item, shared.ring[0]);
     }
   }
-}
-
-template <int kHeadDim, int kColumnTiles, int kTeamWarps, bool kBf16>
-Status launch_variant(const RunArgs& args, int blocks, CUstream_st* stream) {
-  const auto kernel = decode_kernel<kHeadDim, kColumnTiles, kTeamWarps, kBf16>;
-  constexpr int kSharedBytes = sizeof(SharedMemory<kHeadDim, kColumnTiles, kTeamWarps>);
-  ONEPASS_RETURN_IF_ERROR(cuda_status(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "hopper-decode"));
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kWarps * 32);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cuda_status(cudaLaunchKernelEx(&config, kernel, args), "hopper-decode");
-}
-
-template <int kHeadDim, int kColumnTiles, int kTeamWarps>
-Status launch_variant(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
-  return launch.bf16 ? launch_variant<kHeadDim, kColumnTiles, kTeamWarps, true>(args, launch.blocks, stream)
-                     : launch_variant<kHeadDim, kColumnTiles, kTeamWarps, false>(args, launch.blocks, stream);
-}
-
-// The smallest variant that holds `args.slot_rows` rows. 16 rows of head dimension 256 a warp are more than the
-// registers hold.
-template <int kHeadDim>
-Status launch_decode(const RunArgs& args, const Launch& launch, CUstream_st* stream) {
-  constexpr int kMost = kHeadDim <= 128 ? 2 : 1;
-  if (args.slot_rows <= 8) return launch_variant<kHeadDim, 1, 1>(args, launch, stream);
-  if constexpr (max_rows(kHeadDim) > 16) {
-    if (args.slot_rows > 16) return launch_variant<kHeadDim, kMost, 4 / kMost>(args, launch, stream);
-  }
-  return launch_variant<kHeadDim, kMost, 2 / kMost>(args, launch, stream);
 }
 
 }  // namespace onepass::hopper_decode

@@ -4,23 +4,29 @@
 
 #include "attention/cuda/hopper_decode_args.h"
 #include "attention/cuda/hopper_decode_ptx.cuh"
+#include "attention/cuda/hopper_ptx.cuh"
 
 namespace onepass::hopper_decode {
 
 // The teams of warps take turns at an item's chunks. A unit of the ring is a chunk's rows of K or of V, 64 or 128
-// numbers of each: head dimension 256 takes two units for each. Rows are swizzled: 16-byte chunk c of row r lies at
-// chunk c ^ (r % 8), for ldmatrix without bank conflicts.
-template <int kHeadDim, int kTeamWarps>
+// numbers of each: head dimension 256 takes two units for each. A unit lies in panels of 64 numbers a row, the rows of
+// which are swizzled: 16 bytes c of row r lie at c ^ (r % 8), for ldmatrix without bank conflicts.
+//
+// With kBoxes the copy engine copies a unit's panels, of 16 or 32 keys, at one instruction each; else the warps'
+// threads copy 16 bytes at a time. cp.async queues where ldmatrix and loads do: at 64 x 512 a warp waited 0.2 of 46 us
+// for its keys, and most of the others for its turn.
+template <int kHeadDim_, int kTeamWarps_, int kChunkKeys_, bool kBoxes_>
 struct Ring {
+  static constexpr int kHeadDim = kHeadDim_, kTeamWarps = kTeamWarps_, kChunkKeys = kChunkKeys_;
+  static constexpr bool kBoxes = kBoxes_;
   static constexpr int kUnitDims = kHeadDim < 128 ? kHeadDim : 128;
   static constexpr int kUnitsOfRow = kHeadDim / kUnitDims;
   static constexpr int kUnitsOfChunk = 2 * kUnitsOfRow;  // K, then V
-  // A chunk is one or two times the M of mma.sync: rows of 128 bytes are too few for the bookkeeping of a chunk.
-  static constexpr int kChunkTiles = kHeadDim < 128 ? 2 : 1;
-  static constexpr int kChunkKeys = 16 * kChunkTiles;
+  static constexpr int kChunkTiles = kChunkKeys / 16;
   static constexpr int kChunksOfBlock = kBlockKeys / kChunkKeys;
   static constexpr int kRowBytes = 2 * kUnitDims;
   static constexpr int kUnitBytes = kChunkKeys * kRowBytes;
+  static constexpr int kPanelBytes = kChunkKeys * 128;
   static constexpr int kTeams = kWarps / kTeamWarps;
   // 24 KB a warp, 192 KB a thread block: an SM's share of the bandwidth, 23 KB a microsecond, times the latency of
   // memory, and as much again several times, so that memory has work while warps meet at the end of an item.
@@ -34,6 +40,25 @@ struct Ring {
     } else {
       named_barrier_sync(1 + team(), 32 * kTeamWarps);
     }
+  }
+
+  // Of boxes: each warp of a team has a barrier of its own for each unit, though one warp copies for all, so that a
+  // warp that begins again concerns no other. The units' barriers, [kUnits][kTeamWarps], begin at `full`.
+  static __device__ __forceinline__ uint32_t my_barrier(uint32_t full, int unit) {
+    return full + 8 * (unit * kTeamWarps + threadIdx.x / 32 % kTeamWarps);
+  }
+  static __device__ __forceinline__ void init_my_barriers(uint32_t full, bool again) {
+    const int lane = threadIdx.x % 32;
+    if (lane < kUnits) {
+      if (again) hopper::barrier_invalidate(my_barrier(full, lane));
+      hopper::barrier_init(my_barrier(full, lane), 1);
+    }
+    hopper::fence_barrier_init();
+    __syncwarp();
+  }
+  static __device__ __forceinline__ void wait_for_unit(uint32_t full, int unit, uint32_t phase) {
+#pragma unroll
+    for (int warp = 0; warp < kTeamWarps; ++warp) hopper::barrier_wait(full + 8 * (unit * kTeamWarps + warp), phase);
   }
 };
 
@@ -68,9 +93,8 @@ struct Place {
 };
 
 // What a team must know to ask for its first chunks.
-template <int kHeadDim, int kTeamWarps>
+template <typename R>
 struct Opening {
-  using R = Ring<kHeadDim, kTeamWarps>;
   static constexpr int kChunks = R::kUnits / R::kUnitsOfChunk < 3 ? R::kUnits / R::kUnitsOfChunk : 3;
 
   Item item;
@@ -153,7 +177,9 @@ struct Opening {
     return __all_sync(~0u, same);
   }
 
-  // Asks for the first chunks to be brought into the L2 cache, while the kernels before this one still run.
+  // Asks for each team's first chunk to be brought into the L2 cache, while the kernels before this one still run: 8 MB
+  // on all SMs, what DRAM reads in the 3 us until then. (The whole ring, 25 MB, takes longer to ask for and to read,
+  // and what is asked for afterwards waits behind it: 48.6 us instead of 47.1 at 32 x 1,024.)
   __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
     const int row = threadIdx.x % R::kChunkKeys, head = item.head_kv + place.head;
     const bool scattered = args.page_size.value % R::kChunkKeys != 0;
@@ -162,52 +188,49 @@ struct Opening {
       const int token = divide(threadIdx.x, args.group);
       prefetch_to_l2(args.q + (item.q_begin + token) * args.q_row_stride +
                          (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
-                     2 * kHeadDim);
+                     2 * R::kHeadDim);
     }
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int chunk = item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams;
-      const int key = chunk * R::kChunkKeys + row;
-      if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) continue;
-      int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
-      if (args.page_table != nullptr) {
-        const int first = scattered ? key : chunk * R::kChunkKeys;
-        slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
-      }
-      const int64_t page = pages[i];
-      const bool all = R::kChunkKeys == 32;
-      if (all || threadIdx.x % 32 < 16) {
-        prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
-                       2 * kHeadDim);
-      }
-      if (all || threadIdx.x % 32 >= 16) {
-        prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
-                       2 * kHeadDim);
-      }
+    const int chunk = item.block_begin * R::kChunksOfBlock + R::team();
+    const int key = chunk * R::kChunkKeys + row;
+    if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) return;
+    int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
+    if (args.page_table != nullptr) {
+      const int first = scattered ? key : chunk * R::kChunkKeys;
+      slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
+    }
+    const int64_t page = pages[0];
+    const bool all = R::kChunkKeys == 32;
+    if (all || threadIdx.x % 32 < 16) {
+      prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
+                     2 * R::kHeadDim);
+    }
+    if (all || threadIdx.x % 32 >= 16) {
+      prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
+                     2 * R::kHeadDim);
     }
   }
 };
 
-// Walks over a team's chunks of a worker's items ahead of the multiplication. Each warp copies its share of the rows.
-template <int kHeadDim, int kTeamWarps>
+// Walks over a team's chunks of a worker's items ahead of the multiplication. Without boxes each warp copies its share
+// of the rows.
+template <typename R>
 class Loader {
  public:
-  using R = Ring<kHeadDim, kTeamWarps>;
-  static constexpr int kWarpRows = R::kChunkKeys / kTeamWarps;
+  static constexpr int kWarpRows = R::kChunkKeys / R::kTeamWarps;
   static constexpr int kLanesOfRow = R::kRowBytes / 16;
   static constexpr int kRowsAtOnce = 32 / kLanesOfRow;
 
-  using First = Opening<kHeadDim, kTeamWarps>;
+  using First = Opening<R>;
 
   __device__ __forceinline__ Loader(const RunArgs& args, const Place& place, const First& first)
       : args_(args), place_(place), first_(first) {
     lane_ = threadIdx.x % 32;
-    rows_scattered_ = args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
-    first_row_ = threadIdx.x / 32 % kTeamWarps * kWarpRows;
+    rows_scattered_ = !R::kBoxes && args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
+    first_row_ = threadIdx.x / 32 % R::kTeamWarps * kWarpRows;
     const int row = first_row_ + lane_ / kLanesOfRow, chunk = lane_ % kLanesOfRow;
     k_lane_ = row * args.k_row_stride + chunk * 8;
     v_lane_ = row * args.v_row_stride + chunk * 8;
-    shared_lane_ = row * R::kRowBytes + (chunk ^ (row % 8)) * 16;
+    shared_lane_ = chunk / 8 * R::kPanelBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
   }
 
   // Begins with what the opening now says.
@@ -223,15 +246,36 @@ class Loader {
     return chunks_asked_ < First::kChunks && chunk_ + R::kTeams < chunk_end_;
   }
 
-  // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`, as one group of copies.
-  __device__ __forceinline__ void issue(int part, uint32_t unit) {
+  // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`: as one group of copies or, with
+  // boxes, so that this warp's barrier `full` of the unit tells when it has come. False: there is no chunk any more.
+  __device__ __forceinline__ bool issue(int part, uint32_t unit, uint32_t full) {
     if (part == 0) advance();
-    if (active_) {
-      const bool is_k = part < R::kUnitsOfRow;
-      copy(unit, is_k ? args_.k + part * R::kUnitDims : args_.v + (part - R::kUnitsOfRow) * R::kUnitDims,
-           is_k ? k_offset_ : v_offset_, is_k ? k_lane_ : v_lane_, is_k ? args_.k_row_stride : args_.v_row_stride);
+    const bool is_k = part < R::kUnitsOfRow;
+    const int first_dim = (is_k ? part : part - R::kUnitsOfRow) * R::kUnitDims;
+    if constexpr (R::kBoxes) {
+      if (!done_ && lane_ == 0) {
+        // What is read once may go first: 46.0 us instead of 47.7 at 32 x 1,024. But of two heads that share 256 bytes,
+        // what the L2 cache fetches at once, the second must still find its own (2,801 GB/s instead of 2,768).
+        constexpr uint64_t kPolicy = R::kHeadDim < 128 ? hopper::kEvictNormal : hopper::kEvictFirst;
+        if (active_ && first_row_ == 0) {
+          hopper::barrier_arrive_expect(full, R::kUnitBytes);
+#pragma unroll
+          for (int panel = 0; panel < R::kUnitDims / 64; ++panel) {
+            hopper::copy_box_4d(unit + panel * R::kPanelBytes, is_k ? &args_.k_map : &args_.v_map,
+                                first_dim + panel * 64, head_kv_, box_row_, box_page_, full, kPolicy);
+          }
+        } else {
+          hopper::barrier_arrive(full);
+        }
+      }
+    } else {
+      if (active_) {
+        copy(unit, (is_k ? args_.k : args_.v) + first_dim, is_k ? k_offset_ : v_offset_, is_k ? k_lane_ : v_lane_,
+             is_k ? args_.k_row_stride : args_.v_row_stride);
+      }
+      commit_copies();
     }
-    commit_copies();
+    return !done_;
   }
 
  private:
@@ -243,9 +287,7 @@ class Loader {
       if (item_ == first_.num_items) {
         done_ = true;
         active_ = false;
-        // Memory will soon be idle: the next kernel's prefetches may come. With more than one item they come at the end
-        // of the last, as these are long stretches, of which the slowest needs all the bandwidth.
-        if (first_.num_items <= 1) let_next_kernel_start();
+        let_next_kernel_start();  // memory will soon be idle: the next kernel's prefetches may come
         return;
       }
       open(place_.load_item(args_, first_.next_item, item_));
@@ -272,8 +314,13 @@ class Loader {
       page = page_is_known ? page_known : pages_[index];
       slot = key - index * static_cast<int>(args_.page_size.value);
     }
-    k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
-    v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
+    if constexpr (R::kBoxes) {
+      box_row_ = static_cast<int>(slot);
+      box_page_ = page;
+    } else {
+      k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
+      v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
+    }
     // The next chunk's page is asked for now, a chunk's time before it is used.
     const int key_ahead = key + R::kTeams * R::kChunkKeys;
     if (args_.page_table != nullptr && chunks_asked_ >= First::kChunks && chunk_ + R::kTeams < chunk_end_ &&
@@ -288,6 +335,7 @@ class Loader {
     lo_ = item.some_lo;
     hi_ = item.some_hi;
     kv_begin_ = item.kv_begin;
+    head_kv_ = item.head_kv;
     k_head_ = item.head_kv * args_.k_head_stride;
     v_head_ = item.head_kv * args_.v_head_stride;
     pages_ = args_.page_table + item.request * args_.page_table_stride;
@@ -300,7 +348,7 @@ class Loader {
       const uint16_t* source = base + offset + lane_offset;
 #pragma unroll
       for (int row = 0; row < kWarpRows; row += kRowsAtOnce) {
-        copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, true);
+        copy_16_async((shared ^ (row % 8 * 16)) + row * 128, source, true);
         source += kRowsAtOnce * row_stride;
       }
       return;
@@ -311,7 +359,7 @@ class Loader {
       const int key = first_key_ + lane_row;
       const uint16_t* source = rows_scattered_ ? base + __shfl_sync(~0u, offset, lane_row) + lane_ % kLanesOfRow * 8
                                                : base + offset + lane_offset + row * row_stride;
-      copy_16_async((shared ^ (row % 8 * 16)) + row * R::kRowBytes, source, key >= lo_ && key < hi_);
+      copy_16_async((shared ^ (row % 8 * 16)) + row * 128, source, key >= lo_ && key < hi_);
     }
   }
 
@@ -332,6 +380,7 @@ class Loader {
   int lo_ = 0;  // keys that some row sees
   int hi_ = 0;
   int kv_begin_ = 0;
+  int head_kv_ = 0;
   int64_t k_head_ = 0;
   int64_t v_head_ = 0;
   const int32_t* pages_ = nullptr;
@@ -340,6 +389,8 @@ class Loader {
   bool done_ = false;    // all chunks have been asked for
   bool active_ = false;  // it has visible keys
   int first_key_ = 0;
+  int box_row_ = 0;
+  int box_page_ = 0;
   int64_t k_offset_ = 0;
   int64_t v_offset_ = 0;
 };
