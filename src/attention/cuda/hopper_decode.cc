@@ -62,11 +62,6 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
   if (params.split_size > 0 && params.page_table == nullptr && params.total_kv_rows == 0) {
     return unimplemented("hopper-decode: split_size: expected total_kv_rows with it, found 0");
   }
-  if (params.split_size > 0 && layout(params, gpu).max_parts * packed_rows(params) > hopper_decode::kMaxPartRows) {
-    return unimplemented("hopper-decode: split_size: expected at most ",
-                         hopper_decode::kMaxPartRows / packed_rows(params), " parts of the longest sequence, found ",
-                         params.split_size, " keys a part");
-  }
   if (const int64_t bytes = layout(params, gpu).bytes; bytes > kMaxScratchBytes) {
     return unimplemented("hopper-decode: num_splits and split_size: expected parts in at most ", kMaxScratchBytes,
                          " bytes, found ", bytes);
@@ -136,6 +131,7 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.total_q = params.total_q;
   args.num_heads_kv = params.num_heads_kv;
   args.heads_abreast = hopper_decode::make_divisor(layout.heads_abreast);
+  args.merge_heads = layout.merge_heads;
   args.max_slots = static_cast<int32_t>(layout.max_slots);
   args.group = hopper_decode::make_divisor(params.num_heads / params.num_heads_kv);
   args.slot_rows = layout.slot_rows;

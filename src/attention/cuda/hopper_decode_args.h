@@ -14,8 +14,6 @@ inline constexpr int kMaxRows = 32;
 // Measured at 32 requests of 4096 keys: 32 rows read 2,834 GB/s at head dimension 128 and 2,775 at 256, but 2,078 at
 // 64; 64 rows read half of that or less, and other kernels do better.
 inline constexpr int max_rows(int head_dim) { return head_dim == 64 ? kMaxRows / 2 : kMaxRows; }
-// Parts of a tile times its rows: what the merge keeps in shared memory fits into the ring of 192 KB.
-inline constexpr int kMaxPartRows = 20000;
 inline constexpr int kMaxSplits = 256;
 
 // Strides in elements of 16 bits (out: of its own type).
@@ -46,6 +44,7 @@ struct RunArgs {
   int32_t total_q;
   int32_t num_heads_kv;
   Divisor heads_abreast;
+  int32_t merge_heads;  // of those abreast, whose parts one block merges: 1 or 2
   int32_t max_slots;
   Divisor group;      // query heads of one KV head
   int32_t slot_rows;  // of query token x query head, at most

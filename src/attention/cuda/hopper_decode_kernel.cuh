@@ -26,25 +26,43 @@ struct WarpState {
   using Shared = SharedMemory<R, kColumnTiles>;
   static constexpr int kSteps = R::kHeadDim / 16;
 
+  int64_t q_from[kColumnTiles];
   uint32_t q[kSteps][kColumnTiles][2];
   float out[kSteps][kColumnTiles][4];
   float max[kColumnTiles][2];  // what weights are relative to: at most 2^8 below the true maximum
   float sum[kColumnTiles][2];  // of this lane's keys
   KeyRange range[kColumnTiles][2];
 
-  __device__ __forceinline__ void begin(const RunArgs& args, const Item& item, int row_begin) {
+  // Where this lane's rows of Q are; negative: there is none. `head_kv` is apart from the item's, as it is while what
+  // the opening says is only taken as true.
+  __device__ __forceinline__ void find_q(const RunArgs& args, const Item& item, int head_kv, int row_begin) {
     const int lane = threadIdx.x % 32, rows = item.seqlen_q * static_cast<int>(args.group.value);
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n) {
       const int row = row_begin + 8 * n + lane / 4;
       const int group = args.group.value, token = divide(row, args.group);
-      const uint16_t* q_row = args.q + (item.q_begin + token) * args.q_row_stride +
-                              (item.head_kv * group + row - token * group) * args.q_head_stride + lane % 4 * 2;
+      q_from[n] = (item.q_begin + token) * args.q_row_stride +
+                  (head_kv * group + row - token * group) * args.q_head_stride + lane % 4 * 2;
+      if (row >= rows) q_from[n] = -1;
+      keep_here(q_from[n]);
+    }
+  }
+
+  __device__ __forceinline__ void load_q(const RunArgs& args) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        q[s][n][0] = row < rows ? *reinterpret_cast<const uint32_t*>(q_row + 16 * s) : 0;
-        q[s][n][1] = row < rows ? *reinterpret_cast<const uint32_t*>(q_row + 16 * s + 8) : 0;
+        const auto* from = reinterpret_cast<const uint32_t*>(args.q + q_from[n] + 16 * s);
+        q[s][n][0] = q_from[n] >= 0 ? from[0] : 0;
+        q[s][n][1] = q_from[n] >= 0 ? from[4] : 0;
       }
+  }
+
+  __device__ __forceinline__ void begin(const RunArgs& args, const Item& item, int row_begin) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         max[n][c] = kNoScore;
@@ -273,34 +291,46 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   // The plan and the page table are read before the kernels that may write them are known to be over. What they say is
   // checked, so that nothing outside the arrays is touched, and at first taken as true: their round trips to memory are
   // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
-  Opening<R> opening, now;
+  // What is to be done between the wait and the first copies is worked out before.
+  Opening<R> opening;
+  Loader<R> loader(args, place, opening);
+  State state;
+  const auto open = [&] {
+    opening.read(args, place);
+    state.find_q(args, opening.item, opening.item.head_kv + place.head, row_begin);
+    state.begin(args, opening.item, row_begin);
+    loader.restart();
+  };
   opening.sound = false;
-  if (args.total_kv_rows > 0) opening.read(args, place);
-  if (opening.sound) opening.prefetch(args, place);
+  if (args.total_kv_rows > 0) open();
+  if (opening.sound) {
+    opening.prefetch(args, place);
+    loader.prepare();
+  }
   wait_for_earlier_kernels();
   bool up_to_date = !opening.sound;
+  SecondReading<R> second;
   if (up_to_date) {
-    opening.read(args, place);
+    open();
   } else {
-    now.read_again(args, place, opening);
+    second.read(place, opening);
   }
+  state.load_q(args);
 
   const uint32_t ring = shared_address(shared.ring[R::team()]);
-  Loader<R> loader(args, place, opening);
-  loader.restart();
 #pragma unroll 1
   for (int i = 0; i < R::kUnits || !up_to_date;) {
     if (!up_to_date && (i == R::kUnits || (i % R::kUnitsOfChunk == 0 && !loader.opening_has_next()))) {
       up_to_date = true;
-      if (now == opening) continue;
+      if (second.same_as(opening)) continue;
       if constexpr (kBoxes) {
         for (int unit = 0; unit < i; ++unit) hopper::barrier_wait(R::my_barrier(full, unit), 0);
         R::init_my_barriers(full, /*again=*/true);
       } else {
         wait_for_copies<0>();
       }
-      opening.read(args, place);
-      loader.restart();
+      open();
+      state.load_q(args);
       i = 0;
       continue;
     }
@@ -314,8 +344,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   uint32_t phase = 0;
   for (int i = 0; i < num_items; ++i) {
     const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
-    State state;
-    state.begin(args, item, row_begin);
+    if (i > 0) {
+      state.find_q(args, item, item.head_kv, row_begin);
+      state.load_q(args);
+      state.begin(args, item, row_begin);
+    }
     for (int chunk = item.block_begin * R::kChunksOfBlock + R::team(); chunk < item.block_end * R::kChunksOfBlock;
          chunk += R::kTeams) {
       const int first_key = chunk * R::kChunkKeys;
@@ -350,6 +383,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
     state.finish(args, item, shared);
   }
 
+  // The merge waits only for blocks of lower numbers, which have begun before this one.
+  if (args.merge_heads == 2 && place.head % 2 == 0) return;
   for (int i = 0; i < num_items; ++i) {
     const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     if (item.parts > 1 && item.part == item.parts - 1) {

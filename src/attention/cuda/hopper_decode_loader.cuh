@@ -100,8 +100,9 @@ struct Opening {
   Item item;
   int num_items;
   int next_item;
-  int pages[kChunks];  // of the first chunks, as far as the item has any
-  bool sound;          // nothing that follows from it leads out of the arrays, even if it is out of date
+  const int32_t* page_from[kChunks];  // null: none to look up
+  int pages[kChunks];                 // of the first chunks, as far as the item has any
+  bool sound;                         // nothing that follows from it leads out of the arrays, even if it is out of date
 
   __device__ __forceinline__ void read(const RunArgs& args, const Place& place) {
     const int4* from = reinterpret_cast<const int4*>(place.worker);
@@ -124,34 +125,14 @@ struct Opening {
     for (int i = 0; i < kChunks; ++i) {
       const int key = key_of_lane(args, item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
       pages[i] = 0;
+      page_from[i] = nullptr;
       if (is_sound && args.page_table != nullptr && key >= 0) {
-        pages[i] = load_relaxed(args.page_table + item.request * args.page_table_stride + divide(key, args.page_size));
+        page_from[i] = args.page_table + item.request * args.page_table_stride + divide(key, args.page_size);
+        pages[i] = load_relaxed(page_from[i]);
         is_sound = pages[i] >= 0 && (pages[i] + int64_t{1}) * args.page_size.value <= kv_rows;
       }
     }
     sound = __all_sync(~0u, is_sound);
-  }
-
-  // Reads the same places again, all in one trip to memory: what differs from `earlier` is of no other use.
-  __device__ __forceinline__ void read_again(const RunArgs& args, const Place& place, const Opening& earlier) {
-    const int4* from = reinterpret_cast<const int4*>(place.worker);
-    int4* to = reinterpret_cast<int4*>(&item);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = load_relaxed(from + i);
-    const int4 rest = load_relaxed(from + 4);
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int key =
-          earlier.key_of_lane(args, earlier.item.block_begin * R::kChunksOfBlock + R::team() + i * R::kTeams);
-      pages[i] = 0;
-      if (args.page_table != nullptr && key >= 0) {
-        pages[i] =
-            load_relaxed(args.page_table + earlier.item.request * args.page_table_stride + divide(key, args.page_size));
-      }
-    }
-    num_items = rest.x;
-    next_item = rest.y;
-    if (num_items <= 0) item = {};
   }
 
   // Whose page this lane is to know: the chunk's first key's or, where pages are smaller than a chunk, its own key's.
@@ -166,23 +147,17 @@ struct Opening {
     return key >= item.some_lo && key < item.some_hi ? key : -1;
   }
 
-  __device__ __forceinline__ bool operator==(const Opening& other) const {
-    const int* a = reinterpret_cast<const int*>(&item);
-    const int* b = reinterpret_cast<const int*>(&other.item);
-    bool same = num_items == other.num_items && next_item == other.next_item;
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(Item) / 4); ++i) same &= a[i] == b[i];
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) same &= pages[i] == other.pages[i];
-    return __all_sync(~0u, same);
+  // Whether all heads are abreast and their rows make one stretch of memory, which their blocks can share out by keys.
+  static __device__ __forceinline__ bool rows_adjoin(int64_t row_stride, int64_t head_stride, const Divisor& heads) {
+    return head_stride == R::kHeadDim && row_stride == R::kHeadDim * static_cast<int64_t>(heads.value) &&
+           R::kChunkKeys % heads.value == 0;
   }
 
   // Asks for each team's first chunk to be brought into the L2 cache, while the kernels before this one still run: 8 MB
   // on all SMs, what DRAM reads in the 3 us until then. (The whole ring, 25 MB, takes longer to ask for and to read,
   // and what is asked for afterwards waits behind it: 48.6 us instead of 47.1 at 32 x 1,024.)
   __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
-    const int row = threadIdx.x % R::kChunkKeys, head = item.head_kv + place.head;
-    const bool scattered = args.page_size.value % R::kChunkKeys != 0;
+    const int head = item.head_kv + place.head;
     const int group = args.group.value;
     if (threadIdx.x < item.seqlen_q * group) {
       const int token = divide(threadIdx.x, args.group);
@@ -190,24 +165,74 @@ struct Opening {
                          (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
                      2 * R::kHeadDim);
     }
-    const int chunk = item.block_begin * R::kChunksOfBlock + R::team();
-    const int key = chunk * R::kChunkKeys + row;
-    if (chunk >= item.block_end * R::kChunksOfBlock || key < item.some_lo || key >= item.some_hi) return;
-    int64_t slot = static_cast<int64_t>(key) + item.kv_begin;
+    const int chunk = item.block_begin * R::kChunksOfBlock + R::team(), first = chunk * R::kChunkKeys;
+    if (chunk >= item.block_end * R::kChunksOfBlock) return;
+    const bool scattered = args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
+    const bool all = R::kChunkKeys == 32, takes_k = all || threadIdx.x % 32 < 16,
+               takes_v = all || threadIdx.x % 32 >= 16;
+    // Requests are issued one lane after the other, ten instructions each. So where it can be, a team asks once for K
+    // and once for V, for all heads abreast and this head's share of the keys, and not once a key.
+    const bool shared_out = !scattered && rows_adjoin(args.k_row_stride, args.k_head_stride, args.heads_abreast) &&
+                            rows_adjoin(args.v_row_stride, args.v_head_stride, args.heads_abreast);
+    int lo = first + threadIdx.x % R::kChunkKeys, hi = lo + 1;
+    if (shared_out) {
+      if (threadIdx.x % R::kChunkKeys != 0) return;
+      const int share = divide(R::kChunkKeys, args.heads_abreast);
+      lo = first + place.head * share;
+      hi = lo + share;
+    }
+    lo = max(lo, item.some_lo);
+    hi = min(hi, item.some_hi);
+    if (lo >= hi) return;
+    int64_t slot = static_cast<int64_t>(lo) + item.kv_begin;
     if (args.page_table != nullptr) {
-      const int first = scattered ? key : chunk * R::kChunkKeys;
-      slot = key - divide(first, args.page_size) * static_cast<int>(args.page_size.value);
+      slot = lo - divide(scattered ? lo : first, args.page_size) * static_cast<int>(args.page_size.value);
     }
     const int64_t page = pages[0];
-    const bool all = R::kChunkKeys == 32;
-    if (all || threadIdx.x % 32 < 16) {
-      prefetch_to_l2(args.k + page * args.k_page_stride + slot * args.k_row_stride + head * args.k_head_stride,
-                     2 * R::kHeadDim);
+    const uint32_t bytes = 2 * R::kHeadDim * (shared_out ? (hi - lo) * args.heads_abreast.value : 1);
+    const int prefetched_head = shared_out ? 0 : head;
+    if (takes_k) {
+      prefetch_to_l2(
+          args.k + page * args.k_page_stride + slot * args.k_row_stride + prefetched_head * args.k_head_stride, bytes);
     }
-    if (all || threadIdx.x % 32 >= 16) {
-      prefetch_to_l2(args.v + page * args.v_page_stride + slot * args.v_row_stride + head * args.v_head_stride,
-                     2 * R::kHeadDim);
+    if (takes_v) {
+      prefetch_to_l2(
+          args.v + page * args.v_page_stride + slot * args.v_row_stride + prefetched_head * args.v_head_stride, bytes);
     }
+  }
+};
+
+// What an opening was read from, read again: in one trip to memory that nothing waits for until same_as().
+template <typename R>
+struct SecondReading {
+  using First = Opening<R>;
+
+  int4 item[4];
+  int4 rest;
+  int pages[First::kChunks];
+
+  __device__ __forceinline__ void read(const Place& place, const First& first) {
+    const int4* from = reinterpret_cast<const int4*>(place.worker);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) item[i] = load_relaxed(from + i);
+    rest = load_relaxed(from + 4);
+#pragma unroll
+    for (int i = 0; i < First::kChunks; ++i) pages[i] = first.page_from[i] ? load_relaxed(first.page_from[i]) : 0;
+  }
+
+  __device__ __forceinline__ bool same_as(const First& first) const {
+    const int4* other = reinterpret_cast<const int4*>(&first.item);
+    bool same = true;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      same &= item[i].x == other[i].x && item[i].y == other[i].y && item[i].z == other[i].z && item[i].w == other[i].w;
+    }
+    same &= rest.y == first.next_item;
+    same |= first.num_items <= 0;
+    same &= rest.x == first.num_items;
+#pragma unroll
+    for (int i = 0; i < First::kChunks; ++i) same &= pages[i] == first.pages[i];
+    return __all_sync(~0u, same);
   }
 };
 
@@ -239,17 +264,30 @@ class Loader {
     open(place_.for_head(args_, first_.item));
     chunk_ -= R::kTeams;
     chunks_asked_ = 0;
+    prepared_ = false;
+  }
+
+  // Finds the place of the first chunk, so that its copy can begin at once.
+  __device__ __forceinline__ void prepare() {
+    if (!opening_has_next()) return;
+    advance();
+    prepared_ = true;
+    if constexpr (!R::kBoxes) {
+      keep_here(k_offset_);
+      keep_here(v_offset_);
+    }
   }
 
   // Whether the opening says where the next chunk is.
   __device__ __forceinline__ bool opening_has_next() const {
-    return chunks_asked_ < First::kChunks && chunk_ + R::kTeams < chunk_end_;
+    return prepared_ || (chunks_asked_ < First::kChunks && chunk_ + R::kTeams < chunk_end_);
   }
 
   // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`: as one group of copies or, with
   // boxes, so that this warp's barrier `full` of the unit tells when it has come. False: there is no chunk any more.
   __device__ __forceinline__ bool issue(int part, uint32_t unit, uint32_t full) {
-    if (part == 0) advance();
+    if (part == 0 && !prepared_) advance();
+    prepared_ = false;
     const bool is_k = part < R::kUnitsOfRow;
     const int first_dim = (is_k ? part : part - R::kUnitsOfRow) * R::kUnitDims;
     if constexpr (R::kBoxes) {
@@ -386,8 +424,9 @@ class Loader {
   const int32_t* pages_ = nullptr;
   int page_ahead_ = 0;
   // The chunk.
-  bool done_ = false;    // all chunks have been asked for
-  bool active_ = false;  // it has visible keys
+  bool prepared_ = false;  // its place is known before its copy is asked for
+  bool done_ = false;      // all chunks have been asked for
+  bool active_ = false;    // it has visible keys
   int first_key_ = 0;
   int box_row_ = 0;
   int box_page_ = 0;

@@ -83,97 +83,120 @@ __device__ __forceinline__ void add(float4& total, float weight, const float4& o
   total.w += weight * o.w;
 }
 
-// All threads of a block: merges the parts of `item`'s tile. A thread's chain of instructions is what takes time here
-// (one every five clocks), so the parts' weights are found by a warp a row with a lane a part, and the output's sums
-// are shared out among all threads, by parts too where the rows are few.
+// A row's merged output and LSE, of the head `heads_back` before the item's; a lane has every kLanes-th four numbers.
+template <int kHeadDim, bool kBf16, int kVectorsOfLane>
+__device__ __forceinline__ void write_row(const RunArgs& args, const Item& item, int heads_back, int row, int lane,
+                                          const float4 (&total)[kVectorsOfLane], float max, float sum) {
+  Item head_item = item;
+  head_item.head_kv -= heads_back;
+  const float factor = normalizer(args, head_item, row, max, sum, lane == 0);
+#pragma unroll
+  for (int v = 0; v < kVectorsOfLane; ++v) {
+    write_out<kBf16>(args, head_item, row, (v * (kHeadDim / 4 / kVectorsOfLane) + lane) * 4, total[v], factor);
+  }
+}
+
+// All threads of a block: merges the parts of `item`'s tile, of this KV head and of the one before if merge_heads is 2.
+// What takes time here is trips to the L2 cache, 0.4 to 0.7 us each, and then a thread's chain of instructions, one
+// every five clocks. So a group of lanes has a row, asks for its parts' outputs and sums at once, and again for what has
+// not come; groups share a row's parts where rows are few.
 template <int kHeadDim, bool kBf16>
 __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared) {
-  constexpr int kVectors = kHeadDim / 4, kThreads = kWarps * 32, kAtOnce = 8;
-  const int rows = item.seqlen_q * static_cast<int>(args.group.value), parts = item.parts;
-  const int lane = threadIdx.x % 32, vectors = rows * kVectors, shares = max(1, kThreads / vectors);
-  auto* share_sums = reinterpret_cast<float4*>(shared);             // [kThreads]
-  auto* factors = reinterpret_cast<float*>(share_sums + kThreads);  // [kMaxRows]
-  auto* weights = reinterpret_cast<float2*>(factors + kMaxRows);    // [rows][parts]: maximum, then weight; sum
+  constexpr int kVectors = kHeadDim / 4, kLanes = kVectors < 32 ? kVectors : 32, kVectorsOfLane = kVectors / kLanes;
+  constexpr int kGroups = kWarps * 32 / kLanes, kAtOnce = 16 / kVectorsOfLane;
+  const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  const uint32_t lanes = kLanes == 32 ? ~0u : 0xffffu << (threadIdx.x & 16);
+  const int rows = item.seqlen_q * static_cast<int>(args.group.value), all_rows = rows * args.merge_heads;
+  int log_shares = 0;
+  while (all_rows << (log_shares + 1) <= kGroups) ++log_shares;
+  const int shares = 1 << log_shares, share = group & (shares - 1);
+  auto* share_outs = reinterpret_cast<float4*>(shared);                           // [kGroups][kVectors]
+  auto* share_sums = reinterpret_cast<float2*>(share_outs + kGroups * kVectors);  // [kGroups]: maximum and sum
+  const int64_t stride = static_cast<int64_t>(args.slot_rows) * kVectors << log_shares;
 
-  // A thread sums up every `shares`th part of its vectors.
-  const int share = shares == 1 ? 0 : threadIdx.x / vectors, first_vector = threadIdx.x - share * vectors;
-  const int64_t stride = static_cast<int64_t>(args.slot_rows) * kVectors * shares;
-  float4 out[kAtOnce] = {};
-  // Asks for those of the next `count` parts that have not come yet, all at once.
-  const auto ask = [&](const float4* from, int count) {
+  for (int row = group >> log_shares; row < all_rows; row += kGroups >> log_shares) {
+    const int heads_back = args.merge_heads - 1 - row / rows;
+    const int head_row = row % rows, first_slot = item.first_slot - heads_back * args.max_slots + share;
+    const int my_parts = (item.parts - share + shares - 1) >> log_shares;
+    float4* from = slot_out<kHeadDim>(args, first_slot, head_row, 0) + lane;
+    float max = kNoScore, sum = 0.0f;  // of all lanes' parts, and of this lane's
+    float4 total[kVectorsOfLane] = {};
+    for (int base = 0; base < my_parts; base += kLanes) {
+      float2 part_sum = {};  // of part base + lane
+      float2* const sum_from = slot_sum(args, first_slot + ((base + lane) << log_shares), head_row);
+      const bool has_part = base + lane < my_parts;
+      float weight = 0.0f;
+      for (int first = base; first < min(base + kLanes, my_parts); first += kAtOnce) {
+        const int count = min(kAtOnce, my_parts - first);
+        float4 out[kAtOnce][kVectorsOfLane] = {};
+        bool missing;
+        do {
+          if (has_part && !has_come(part_sum)) part_sum = load_relaxed(sum_from);
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (j < count && !has_come(out[j])) out[j] = load_relaxed(from + j * stride);
-    }
-  };
-  const auto missing = [&](int count) {
-    bool any = false;
+          for (int j = 0; j < kAtOnce; ++j)
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) any |= j < count && !has_come(out[j]);
-    return any;
-  };
-  const int my_parts = share < shares && first_vector < vectors ? (parts - share + shares - 1) / shares : 0;
-  float4* from = slot_out<kHeadDim>(args, item.first_slot + share, 0, 0) + first_vector;
-  ask(from, my_parts);  // they may come while the weights are found
-
-  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
-    float2* row_weights = weights + row * parts;
-    float max = kNoScore, sum = 0.0f;
-    for (int part = lane; part < parts; part += 32) {
-      float2* address = slot_sum(args, item.first_slot + part, row);
-      float2 part_sum = load_relaxed(address);
-      while (!has_come(part_sum)) part_sum = load_relaxed(address);
-      *address = make_float2(0.0f, 0.0f);
-      row_weights[part] = part_sum;
-      max = fmaxf(max, part_sum.x);
-    }
-    ask(from, my_parts);
+            for (int v = 0; v < kVectorsOfLane; ++v) {
+              if (j < count && !has_come(out[j][v])) out[j][v] = load_relaxed(from + j * stride + v * kLanes);
+            }
+          missing = has_part && !has_come(part_sum);
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, distance));
-    for (int part = lane; part < parts; part += 32) {
-      const float weight = exp2_approx(row_weights[part].x - max);
-      row_weights[part].x = weight;
-      sum += weight * row_weights[part].y;
-    }
+          for (int j = 0; j < kAtOnce; ++j)
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-    const float factor = normalizer(args, item, row, max, sum, lane == 0);
-    if (lane == 0) factors[row] = factor;
-  }
-  __syncthreads();
-
-  for (int vector = first_vector; vector < vectors; vector += kThreads) {
-    const int row = vector / kVectors, d = vector % kVectors * 4;
-    const float2* row_weights = weights + row * parts + share;
-    float4 total = {};
-    from = slot_out<kHeadDim>(args, item.first_slot + share, 0, 0) + vector;
-    for (int done = 0; done < my_parts; done += kAtOnce) {
-      const int count = my_parts - done;
-      while (missing(count)) ask(from, count);
+            for (int v = 0; v < kVectorsOfLane; ++v) missing |= j < count && !has_come(out[j][v]);
+        } while (__any_sync(lanes, missing));
+        if (first == base) {
+          float new_max = has_part ? fmaxf(max, part_sum.x) : max;
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (j < count) {
-          add(total, row_weights[(done + j) * shares].x, out[j]);
-          from[j * stride] = {};
-          out[j] = {};
+          for (int distance = 1; distance < kLanes; distance *= 2) {
+            new_max = fmaxf(new_max, __shfl_xor_sync(lanes, new_max, distance));
+          }
+          const float factor = exp2_approx(max - new_max);
+          weight = has_part ? exp2_approx(part_sum.x - new_max) : 0.0f;
+          sum = sum * factor + weight * part_sum.y;
+          max = new_max;
+#pragma unroll
+          for (float4& x : total) x = make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
+          if (has_part) *sum_from = {};
         }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          if (j >= count) break;
+          const float part_weight = __shfl_sync(lanes, weight, first - base + j, kLanes);
+#pragma unroll
+          for (int v = 0; v < kVectorsOfLane; ++v) {
+            add(total[v], part_weight, out[j][v]);
+            from[j * stride + v * kLanes] = {};
+          }
+        }
+        from += kAtOnce * stride;
       }
-      from += kAtOnce * stride;
     }
+#pragma unroll
+    for (int distance = 1; distance < kLanes; distance *= 2) sum += __shfl_xor_sync(lanes, sum, distance);
     if (shares > 1) {
-      share_sums[threadIdx.x] = total;
-      break;
+#pragma unroll
+      for (int v = 0; v < kVectorsOfLane; ++v) share_outs[group * kVectors + v * kLanes + lane] = total[v];
+      if (lane == 0) share_sums[group] = make_float2(max, sum);
+    } else {
+      write_row<kHeadDim, kBf16>(args, item, heads_back, head_row, lane, total, max, sum);
     }
-    write_out<kBf16>(args, item, row, d, total, factors[row]);
   }
-  if (shares > 1) {
-    __syncthreads();
-    if (threadIdx.x < vectors) {
-      float4 total = share_sums[threadIdx.x];
-      for (int other = 1; other < shares; ++other) add(total, 1.0f, share_sums[threadIdx.x + other * vectors]);
-      const int row = threadIdx.x / kVectors;
-      write_out<kBf16>(args, item, row, threadIdx.x % kVectors * 4, total, factors[row]);
+  if (shares == 1) return;
+  __syncthreads();
+  if (share == 0 && group >> log_shares < all_rows) {
+    const int row = group >> log_shares;
+    float max = kNoScore, sum = 0.0f;
+    for (int i = 0; i < shares; ++i) max = fmaxf(max, share_sums[group + i].x);
+    float4 total[kVectorsOfLane] = {};
+    for (int i = 0; i < shares; ++i) {
+      const float weight = exp2_approx(share_sums[group + i].x - max);
+      sum += weight * share_sums[group + i].y;
+#pragma unroll
+      for (int v = 0; v < kVectorsOfLane; ++v) {
+        add(total[v], weight, share_outs[(group + i) * kVectors + v * kLanes + lane]);
+      }
     }
+    write_row<kHeadDim, kBf16>(args, item, args.merge_heads - 1 - row / rows, row % rows, lane, total, max, sum);
   }
   __syncthreads();  // shared memory may be used again
 }

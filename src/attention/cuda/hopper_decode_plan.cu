@@ -326,6 +326,12 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
   Layout layout;
   layout.heads_abreast = heads_abreast(params.num_heads_kv, multiprocessors);
   layout.workers = std::clamp(multiprocessors / layout.heads_abreast, 1, kThreads);
+  // A block that merges keeps its multiprocessor after the others have gone. Where no more do so than there are
+  // multiprocessors to spare, none of the next launch's blocks is late: 12.0 us become 11.4 at 1 x 4,096.
+  const int spare = multiprocessors - layout.workers * layout.heads_abreast;
+  if (layout.heads_abreast % 2 == 0 && layout.heads_abreast > spare && layout.heads_abreast / 2 <= spare) {
+    layout.merge_heads = 2;
+  }
   layout.slot_rows = slot_rows;
   const int64_t tiles = static_cast<int64_t>(params.batch) * (params.num_heads_kv / layout.heads_abreast);
   if (params.split_size > 0) {

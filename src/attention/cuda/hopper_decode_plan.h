@@ -67,6 +67,7 @@ struct Mask {
 struct Layout {
   int32_t workers = 0;
   int32_t heads_abreast = 1;
+  int32_t merge_heads = 1;  // of those abreast, whose parts one block merges: 1 or 2
   int64_t max_items = 0;
   int64_t max_parts = 0;  // of a tile
   int64_t max_slots = 0;  // of one head of those abreast

@@ -32,6 +32,9 @@ __device__ __forceinline__ void prefetch_to_l2(const void* global, uint32_t byte
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
+// Has `x` computed before whatever volatile instruction follows.
+__device__ __forceinline__ void keep_here(int64_t& x) { asm volatile("" : "+l"(x)); }
+
 // The transpose of an 8x8 matrix of 16-bit numbers that lies across the warp's registers.
 __device__ __forceinline__ uint32_t transpose(uint32_t matrix) {
   uint32_t transposed;
