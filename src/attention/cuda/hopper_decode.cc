@@ -131,7 +131,6 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
   args.total_q = params.total_q;
   args.num_heads_kv = params.num_heads_kv;
   args.heads_abreast = hopper_decode::make_divisor(layout.heads_abreast);
-  args.merge_heads = layout.merge_heads;
   args.max_slots = static_cast<int32_t>(layout.max_slots);
   args.group = hopper_decode::make_divisor(params.num_heads / params.num_heads_kv);
   args.slot_rows = layout.slot_rows;

@@ -44,7 +44,6 @@ struct RunArgs {
   int32_t total_q;
   int32_t num_heads_kv;
   Divisor heads_abreast;
-  int32_t merge_heads;  // of those abreast, whose parts one block merges: 1 or 2
   int32_t max_slots;
   Divisor group;      // query heads of one KV head
   int32_t slot_rows;  // of query token x query head, at most

@@ -384,10 +384,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   }
 
   // The merge waits only for blocks of lower numbers, which have begun before this one.
-  if (args.merge_heads == 2 && place.head % 2 == 0) return;
   for (int i = 0; i < num_items; ++i) {
     const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
-    if (item.parts > 1 && item.part == item.parts - 1) {
+    if (item.parts > 1 && item.part == item.parts - 1 && (item.merge_heads == 1 || place.head % 2 == 1)) {
       merge_parts<R::kHeadDim, kBf16>(args, item, shared.ring[0]);
     }
   }

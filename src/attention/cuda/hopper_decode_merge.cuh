@@ -98,15 +98,15 @@ __device__ __forceinline__ void write_row(const RunArgs& args, const Item& item,
 
 // All threads of a block: merges the parts of `item`'s tile, of this KV head and of the one before if merge_heads is 2.
 // What takes time here is trips to the L2 cache, 0.4 to 0.7 us each, and then a thread's chain of instructions, one
-// every five clocks. So a group of lanes has a row, asks for its parts' outputs and sums at once, and again for what has
-// not come; groups share a row's parts where rows are few.
+// every five clocks. So a group of lanes has a row, asks for its parts' outputs and sums at once, and again for what
+// has not come; groups share a row's parts where rows are few.
 template <int kHeadDim, bool kBf16>
 __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& item, uint8_t* shared) {
   constexpr int kVectors = kHeadDim / 4, kLanes = kVectors < 32 ? kVectors : 32, kVectorsOfLane = kVectors / kLanes;
   constexpr int kGroups = kWarps * 32 / kLanes, kAtOnce = 16 / kVectorsOfLane;
   const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const uint32_t lanes = kLanes == 32 ? ~0u : 0xffffu << (threadIdx.x & 16);
-  const int rows = item.seqlen_q * static_cast<int>(args.group.value), all_rows = rows * args.merge_heads;
+  const int rows = item.seqlen_q * static_cast<int>(args.group.value), all_rows = rows * item.merge_heads;
   int log_shares = 0;
   while (all_rows << (log_shares + 1) <= kGroups) ++log_shares;
   const int shares = 1 << log_shares, share = group & (shares - 1);
@@ -115,7 +115,7 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
   const int64_t stride = static_cast<int64_t>(args.slot_rows) * kVectors << log_shares;
 
   for (int row = group >> log_shares; row < all_rows; row += kGroups >> log_shares) {
-    const int heads_back = args.merge_heads - 1 - row / rows;
+    const int heads_back = item.merge_heads - 1 - row / rows;
     const int head_row = row % rows, first_slot = item.first_slot - heads_back * args.max_slots + share;
     const int my_parts = (item.parts - share + shares - 1) >> log_shares;
     float4* from = slot_out<kHeadDim>(args, first_slot, head_row, 0) + lane;
@@ -196,7 +196,7 @@ __device__ __forceinline__ void merge_parts(const RunArgs& args, const Item& ite
         add(total[v], weight, share_outs[(group + i) * kVectors + v * kLanes + lane]);
       }
     }
-    write_row<kHeadDim, kBf16>(args, item, args.merge_heads - 1 - row / rows, row % rows, lane, total, max, sum);
+    write_row<kHeadDim, kBf16>(args, item, item.merge_heads - 1 - row / rows, row % rows, lane, total, max, sum);
   }
   __syncthreads();  // shared memory may be used again
 }

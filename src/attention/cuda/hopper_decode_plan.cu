@@ -13,6 +13,9 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
+// Of a worker's stretch. With fewer, few of its eight warps have keys, and workers are more than it takes, and so are the
+// parts to merge; and the blocks without work leave multiprocessors to the next launch, whose first keys come early.
+constexpr int kLeastBlocks = 4;
 
 struct PlanArgs {
   const int32_t* cu_seqlens_q;
@@ -25,6 +28,7 @@ struct PlanArgs {
   int32_t split_blocks;  // 0: no split_size
   Mask mask;
   int32_t workers;
+  int32_t multiprocessors;
   Worker* worker_list;
   Item* items;
   int32_t* block_ends;
@@ -150,10 +154,19 @@ __device__ void put_item(const PlanArgs& args, int worker, int index, int next_i
   }
 }
 
+// A block that merges keeps its multiprocessor after the others have gone. Where no more do so than there are
+// multiprocessors to spare, none of the next launch's blocks is late: 12.0 us become 11.4 at 1 x 4,096.
+__device__ int heads_to_merge(const PlanArgs& args, int workers) {
+  const int spare = args.multiprocessors - workers * args.heads_abreast;
+  return args.heads_abreast % 2 == 0 && args.heads_abreast > spare && args.heads_abreast / 2 <= spare ? 2 : 1;
+}
+
 // Automatic mode: tiles are cut where the workers' stretches end.
 __device__ void plan_even(const PlanArgs& args, int64_t total) {
   __shared__ int first_item[kThreads], item_count[kThreads], first_slot[kThreads], head_is_part[kThreads];
-  const int workers = static_cast<int>(min(static_cast<int64_t>(args.workers), total));
+  const int workers =
+      static_cast<int>(min(static_cast<int64_t>(args.workers), (total + kLeastBlocks - 1) / kLeastBlocks));
+  const int merge_heads = heads_to_merge(args, workers);
   const int c = threadIdx.x;
   int items = 0, slots = 0;
   int64_t tile = 0;
@@ -189,6 +202,7 @@ __device__ void plan_even(const PlanArgs& args, int64_t total) {
           static_cast<int64_t>(args.block_ends[request]) * args.tiles + static_cast<int64_t>(tile_of_request) * r.count;
       const int64_t tile_end = tile_begin + r.count;
       Item item = make_item(args, r, request, tile_of_request);
+      item.merge_heads = merge_heads;
       if (!r.empty) {
         item.block_begin = r.first + static_cast<int>(max(begin, tile_begin) - tile_begin);
         item.block_end = r.first + static_cast<int>(min(end, tile_end) - tile_begin);
@@ -217,6 +231,7 @@ __device__ int64_t items_before(const PlanArgs& args, int64_t position, int64_t 
 
 // num_splits or split_size: a worker takes the items that begin in its stretch.
 __device__ void plan_fixed(const PlanArgs& args, int64_t total, int64_t total_items) {
+  const int merge_heads = heads_to_merge(args, args.workers);
   for (int w = threadIdx.x / 32; w < args.workers; w += kWarps) {
     const int64_t first = items_before(args, w * total / args.workers, total, total_items);
     const int64_t last = items_before(args, (w + 1) * total / args.workers, total, total_items);
@@ -230,6 +245,7 @@ __device__ void plan_fixed(const PlanArgs& args, int64_t total, int64_t total_it
       const RequestBlocks r = describe(args, request);
       const int inside = static_cast<int>(i - static_cast<int64_t>(args.part_ends[request]) * args.tiles);
       Item item = make_item(args, r, request, inside / r.parts);
+      item.merge_heads = merge_heads;
       item.part = inside % r.parts;
       item.parts = r.parts;
       item.first_slot = static_cast<int>(i) - item.part;
@@ -326,12 +342,7 @@ Layout make_layout(const AttentionParams& params, int multiprocessors, int slot_
   Layout layout;
   layout.heads_abreast = heads_abreast(params.num_heads_kv, multiprocessors);
   layout.workers = std::clamp(multiprocessors / layout.heads_abreast, 1, kThreads);
-  // A block that merges keeps its multiprocessor after the others have gone. Where no more do so than there are
-  // multiprocessors to spare, none of the next launch's blocks is late: 12.0 us become 11.4 at 1 x 4,096.
-  const int spare = multiprocessors - layout.workers * layout.heads_abreast;
-  if (layout.heads_abreast % 2 == 0 && layout.heads_abreast > spare && layout.heads_abreast / 2 <= spare) {
-    layout.merge_heads = 2;
-  }
+  layout.multiprocessors = multiprocessors;
   layout.slot_rows = slot_rows;
   const int64_t tiles = static_cast<int64_t>(params.batch) * (params.num_heads_kv / layout.heads_abreast);
   if (params.split_size > 0) {
@@ -370,6 +381,7 @@ Status launch_plan(const AttentionParams& params, const Layout& layout, void* sc
   args.split_blocks = split_blocks(params);
   args.mask = make_mask(params);
   args.workers = layout.workers;
+  args.multiprocessors = layout.multiprocessors;
   args.worker_list = reinterpret_cast<Worker*>(base + layout.workers_offset);
   args.items = reinterpret_cast<Item*>(base + layout.items_offset);
   args.block_ends = reinterpret_cast<int32_t*>(base + layout.block_ends_offset);

@@ -30,9 +30,9 @@ struct alignas(16) Item {
   int32_t kv_begin;    // first row of k and v (contiguous layout)
   int32_t first_slot;  // of the tile's parts, one for all heads abreast
   int32_t part;
-  int32_t parts;  // 1: the tile is whole, no slot is used
-  int32_t unused;
-  int32_t some_lo;  // keys that some of the rows see: [some_lo, some_hi)
+  int32_t parts;        // 1: the tile is whole, no slot is used
+  int32_t merge_heads;  // of those abreast, whose parts one block merges: 1 or 2
+  int32_t some_lo;      // keys that some of the rows see: [some_lo, some_hi)
   int32_t some_hi;
   int32_t all_lo;  // keys that all of them see: [all_lo, all_hi)
   int32_t all_hi;
@@ -67,7 +67,7 @@ struct Mask {
 struct Layout {
   int32_t workers = 0;
   int32_t heads_abreast = 1;
-  int32_t merge_heads = 1;  // of those abreast, whose parts one block merges: 1 or 2
+  int32_t multiprocessors = 0;
   int64_t max_items = 0;
   int64_t max_parts = 0;  // of a tile
   int64_t max_slots = 0;  // of one head of those abreast
