@@ -81,7 +81,8 @@ struct AttentionParams {
   const float* v_descale = nullptr;
 
   // Split-KV: 0 lets the kernel choose, 1 never splits, n > 1 cuts each sequence into at most n parts. split_size > 0
-  // cuts every split_size keys instead, so that a result does not depend on the rest of the batch.
+  // cuts every split_size keys instead (or, in kernels that never do, nowhere), so that a result does not depend on the
+  // rest of the batch.
   int num_splits = 0;
   int split_size = 0;
 

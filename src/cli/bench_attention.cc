@@ -29,10 +29,11 @@ Status check(const BenchAttentionOptions& options) {
   ONEPASS_RETURN_IF_ERROR(check_kernel(options));
   if (options.device == "cpu") {
     ONEPASS_RETURN_IF_ERROR(parse_cpu_isa(options.isa).status());
-    if (options.kernel != "all" || options.with_plan || options.check || options.full || options.head_dim_v > 0) {
+    if (options.kernel != "all" || options.with_plan || options.check || options.full || options.head_dim_v > 0 ||
+        options.softcap > 0.0f) {
       return invalid_argument(
-          "bench attention: --kernel, --with-plan, --check, --full and --head-dim-v: expected --device cuda, found "
-          "cpu");
+          "bench attention: --kernel, --with-plan, --check, --full, --head-dim-v and --softcap: expected --device "
+          "cuda, found cpu");
     }
     if (options.page_size == 0) {
       return invalid_argument("bench attention: --page-size: expected at least 1 with --device cpu, found 0");
@@ -74,6 +75,7 @@ void add_shape_options(CLI::App& command, BenchAttentionOptions& options) {
       ->capture_default_str()
       ->needs(heads);
   command.add_flag("--full", options.full, "not causal (cuda)")->needs(heads);
+  command.add_option("--softcap", options.softcap, "of the scores (cuda)")->check(CLI::Range(0.0f, 1e6f))->needs(heads);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct BenchAttentionOptions {
   int head_dim_v = 0;                                 // 0: head_dim
   int batch = 1, seqlen_q = 1, seqlen_k = 8192;
   bool full = false;
+  float softcap = 0.0f;    // CUDA only
   bool with_plan = false;  // CUDA only
   bool check = false;      // CUDA only
   double seconds = 0.0;    // 0: the device's default
@@ -36,6 +37,7 @@ struct AttentionShape {
   int num_heads = 1, num_heads_kv = 1, head_dim = 128, head_dim_v = 128;
   int page_size = 0;  // 0: contiguous
   bool causal = true;
+  float softcap = 0.0f;
 };
 
 // The standard shapes of the device, or the one that the options give, of the workload that is asked for.

@@ -107,7 +107,8 @@ StatusOr<CudaBenchProblem> CudaBenchProblem::make(const AttentionShape& shape, D
                       .cache_seqlens = problem.cache_seqlens_.as<int32_t>(),
                       .page_size = shape.page_size,
                       .softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
-                      .causal = shape.causal};
+                      .causal = shape.causal,
+                      .softcap = shape.softcap};
     if (shape.page_size > 0) {
       p.page_table = problem.page_table_.as<int32_t>();
       p.page_table_stride = pages_each;

@@ -117,6 +117,7 @@ AttentionShape given_shape(const BenchAttentionOptions& options) {
   s.head_dim_v = options.head_dim_v > 0 ? options.head_dim_v : options.head_dim;
   s.page_size = options.page_size;
   s.causal = !options.full;
+  s.softcap = options.softcap;
   return s;
 }
 

@@ -2,9 +2,11 @@
 #include "attention/cuda/hopper_prefill.h"
 
 #include <bit>
+#include <numbers>
 #include <numeric>
 
 #include "attention/cuda/kernels.h"
+#include "attention/cuda/merge.h"
 #include "attention/cuda/tensor_map.h"
 #include "tensor/cuda/cuda_status.h"
 
@@ -13,8 +15,18 @@ namespace {
 
 using hopper::PrefillKernel;
 
-// Boxes smaller than this would be many: the portable kernel takes such pages.
-constexpr int kSmallestPage = 8;
+// Boxes of fewer rows would be so many that the copy engine falls behind.
+constexpr int kSmallestBox = 8;
+
+// Whether rows are gathered one by one: from pages that are small, or that blocks of keys cannot be cut into.
+bool gathers(const AttentionParams& p) {
+  return p.page_table != nullptr && (p.page_size < kSmallestBox || !std::has_single_bit(unsigned(p.page_size)));
+}
+
+// 16-byte pieces of K or V, up to the end of the last page; their numbers are of 32 bits.
+int64_t pieces(const AttentionParams& p, int64_t page_stride) {
+  return p.total_kv_rows / p.page_size * page_stride / 8;
+}
 
 // The first instantiation that fits, or null.
 const PrefillKernel* find_kernel(const AttentionParams& p) {
@@ -22,7 +34,7 @@ const PrefillKernel* find_kernel(const AttentionParams& p) {
        p.q_dtype == DType::kBF16 ? hopper::prefill_kernels_bf16() : hopper::prefill_kernels_fp16()) {
     if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
     if (kernel.longest > 0 && p.max_seqlen_q > kernel.longest) continue;
-    if (p.page_table != nullptr && kernel.keys % p.page_size != 0 && p.page_size % kernel.keys != 0) continue;
+    if (kernel.gathers != gathers(p)) continue;
     return &kernel;
   }
   return nullptr;
@@ -40,24 +52,20 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
     return unimplemented("hopper-prefill: kv_dtype and out_dtype: expected q's, ", to_string(p.q_dtype), ", found ",
                          to_string(p.kv_dtype), " and ", to_string(p.out_dtype));
   }
-  if (p.softcap > 0.0f) return unimplemented("hopper-prefill: softcap: expected 0, found ", p.softcap);
   if (!(p.softmax_scale > 0.0f)) {
     return unimplemented("hopper-prefill: softmax_scale: expected more than 0, found ", p.softmax_scale);
   }
   if (p.q_descale != nullptr || p.k_descale != nullptr || p.v_descale != nullptr) {
     return unimplemented("hopper-prefill: q_descale, k_descale and v_descale: expected none");
   }
-  if (p.num_splits > 1) return unimplemented("hopper-prefill: num_splits: expected 0 or 1, found ", p.num_splits);
-  if (p.split_size > 0) return unimplemented("hopper-prefill: split_size: expected 0, found ", p.split_size);
   if (p.total_kv_rows <= 0) return unimplemented("hopper-prefill: total_kv_rows: expected to know it, found 0");
-  if (p.page_table != nullptr && (p.page_size < kSmallestPage || !std::has_single_bit(unsigned(p.page_size)))) {
-    return unimplemented("hopper-prefill: page_size: expected a power of two of at least ", kSmallestPage, ", found ",
-                         p.page_size);
+  if (gathers(p) && std::max(pieces(p, p.k_page_stride), pieces(p, p.v_page_stride)) >= int64_t{1} << 32) {
+    return unimplemented("hopper-prefill: total_kv_rows: expected K and V of less than 64 GiB each where page_size is ",
+                         p.page_size, ", found ", p.total_kv_rows, " rows");
   }
   if (find_kernel(p) == nullptr) {
     return unimplemented("hopper-prefill: head_dim and head_dim_v: expected 64, 128, 192 and 128, or 256, found ",
-                         p.head_dim, " and ", p.head_dim_v, p.page_table != nullptr ? " with pages of " : "",
-                         p.page_table != nullptr ? str_cat(p.page_size) : "");
+                         p.head_dim, " and ", p.head_dim_v);
   }
   return ok_status();
 }
@@ -65,22 +73,43 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
 struct Layout {
   int64_t entries = 0;  // offsets in scratch
   int64_t chunks = 0;   // of the requests, then their first tiles
+  int64_t part_lse = 0;
+  int64_t part_out = 0;
   int64_t bytes = 0;
 };
 
 // REQUIRES: supports().
-int64_t max_entries(const AttentionParams& p) { return p.total_q / find_kernel(p)->rows + p.batch; }
+int64_t max_entries(const AttentionParams& p) {
+  const int rows = find_kernel(p)->rows;
+  return std::min<int64_t>(p.total_q / rows + p.batch, int64_t{p.batch} * ((p.max_seqlen_q + rows - 1) / rows));
+}
 
-Layout layout(const AttentionParams& p) {
+// Parts that keys are cut into where tiles are too few for the multiprocessors.
+int max_parts(const AttentionParams& p, const GpuInfo& gpu) {
+  constexpr int kMost = 32;
+  if (p.split_size > 0) return 1;
+  const int64_t tiles = max_entries(p) * p.num_heads;
+  const int64_t keys = p.page_table != nullptr ? p.page_table_stride * p.page_size : p.total_kv_rows;
+  const int64_t parts = std::min<int64_t>(gpu.multiprocessors / std::max<int64_t>(1, tiles),
+                                          keys / (find_kernel(p)->keys * hopper::kPrefillPartBlocks));
+  return static_cast<int>(std::clamp<int64_t>(parts, 1, p.num_splits > 0 ? std::min(p.num_splits, kMost) : kMost));
+}
+
+Layout layout(const AttentionParams& p, const GpuInfo& gpu) {
+  const auto aligned = [](int64_t offset) { return (offset + 255) / 256 * 256; };
+  const int parts = max_parts(p, gpu);
+  const int64_t part_rows = parts > 1 ? int64_t{parts} * p.num_heads * p.total_q : 0;
   Layout layout;
   layout.entries = sizeof(hopper::PrefillPlan);
   layout.chunks = layout.entries + max_entries(p) * static_cast<int64_t>(sizeof(hopper::PrefillEntry));
-  layout.bytes = layout.chunks + 2 * p.batch * static_cast<int64_t>(sizeof(int32_t));
+  layout.part_lse = aligned(layout.chunks + 2 * p.batch * static_cast<int64_t>(sizeof(int32_t)));
+  layout.part_out = aligned(layout.part_lse + part_rows * static_cast<int64_t>(sizeof(float)));
+  layout.bytes = layout.part_out + part_rows * p.head_dim_v * static_cast<int64_t>(sizeof(float));
   return layout;
 }
 
-int64_t scratch_bytes(const AttentionParams& p, const GpuInfo&) {
-  return find_kernel(p) == nullptr ? 0 : layout(p).bytes;
+int64_t scratch_bytes(const AttentionParams& p, const GpuInfo& gpu) {
+  return find_kernel(p) == nullptr ? 0 : layout(p, gpu).bytes;
 }
 
 hopper::KeyMask key_mask(const AttentionParams& p) {
@@ -94,7 +123,7 @@ U* at(const CudaScratch& scratch, int64_t offset) {
 
 Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
   if (p.total_q == 0 || p.batch == 0) return ok_status();
-  const Layout at_bytes = layout(p);
+  const Layout at_bytes = layout(p, gpu);
   hopper::PrefillPlanArgs args;
   args.cu_seqlens_q = p.cu_seqlens_q;
   args.cache_seqlens = p.cache_seqlens;
@@ -126,6 +155,39 @@ StatusOr<CUtensorMap> key_value_map(const AttentionParams& p, const void* data, 
   return make_tensor_map(data, p.kv_dtype, sizes, strides, box);
 }
 
+hopper::PrefillRows rows(const void* data, int64_t page_stride, int64_t row_stride, int64_t head_stride) {
+  return {.data = data,
+          .page_stride = static_cast<uint32_t>(page_stride / 8),
+          .row_stride = static_cast<uint32_t>(row_stride / 8),
+          .head_stride = static_cast<uint32_t>(head_stride / 8)};
+}
+
+Status merge_parts(const AttentionParams& p, const hopper::PrefillArgs& from, CUstream_st* stream) {
+  MergeParams merge;
+  merge.num_stacks = 1;
+  merge.stacks[0] = {.out = from.part_out,
+                     .dtype = DType::kF32,
+                     .part_stride = int64_t{p.num_heads} * p.total_q * p.head_dim_v,
+                     .row_stride = p.head_dim_v,
+                     .head_stride = int64_t{p.total_q} * p.head_dim_v,
+                     .lse = from.softmax_lse,
+                     .lse_part_stride = int64_t{p.num_heads} * p.total_q,
+                     .lse_head_stride = p.total_q,
+                     .count = from.parts};
+  merge.out = p.out;
+  merge.out_dtype = p.out_dtype;
+  merge.out_row_stride = p.out_row_stride;
+  merge.out_head_stride = p.out_head_stride;
+  merge.softmax_lse = p.softmax_lse;
+  merge.lse_head_stride = p.total_q;
+  merge.sinks = p.sinks;
+  merge.rows = p.total_q;
+  merge.existing_rows = p.cu_seqlens_q + p.batch;
+  merge.num_heads = p.num_heads;
+  merge.head_dim_v = p.head_dim_v;
+  return merge_attention_parts(merge, stream);
+}
+
 Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
   if (p.total_q == 0 || p.batch == 0) return ok_status();
   const PrefillKernel& kernel = *find_kernel(p);
@@ -143,39 +205,53 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
     const int box[] = {64, 1, 16};
     ONEPASS_ASSIGN_OR_RETURN(maps.out, make_tensor_map(p.out, p.out_dtype, sizes, strides, box));
   }
-  ONEPASS_ASSIGN_OR_RETURN(
-      maps.k, key_value_map(p, p.k, p.head_dim, p.k_page_stride, p.k_row_stride, p.k_head_stride, box_rows));
-  ONEPASS_ASSIGN_OR_RETURN(
-      maps.v, key_value_map(p, p.v, p.head_dim_v, p.v_page_stride, p.v_row_stride, p.v_head_stride, box_rows));
+  if (!gathers(p)) {
+    ONEPASS_ASSIGN_OR_RETURN(
+        maps.k, key_value_map(p, p.k, p.head_dim, p.k_page_stride, p.k_row_stride, p.k_head_stride, box_rows));
+    ONEPASS_ASSIGN_OR_RETURN(
+        maps.v, key_value_map(p, p.v, p.head_dim_v, p.v_page_stride, p.v_row_stride, p.v_head_stride, box_rows));
+  }
 
+  const Layout at_bytes = layout(p, gpu);
   hopper::PrefillArgs args;
   args.plan = at<hopper::PrefillPlan>(scratch, 0);
-  args.entries = at<hopper::PrefillEntry>(scratch, layout(p).entries);
+  args.entries = at<hopper::PrefillEntry>(scratch, at_bytes.entries);
+  args.parts = max_parts(p, gpu);
+  if (args.parts > 1) args.part_out = at<float>(scratch, at_bytes.part_out);
   args.page_table = p.page_table;
   args.page_table_stride = p.page_table_stride;
   args.page_shift = p.page_table != nullptr ? std::countr_zero(unsigned(p.page_size)) : 0;
   args.box_rows = box_rows;
   args.box_shift = p.page_table != nullptr ? std::countr_zero(unsigned(box_rows)) : 0;
   args.boxes = kernel.keys / box_rows;
+  args.page_size = fast_divide(std::max(1, p.page_size));
+  args.k_rows = rows(p.k, p.k_page_stride, p.k_row_stride, p.k_head_stride);
+  args.v_rows = rows(p.v, p.v_page_stride, p.v_row_stride, p.v_head_stride);
   args.out = p.out;
   args.out_row_stride = p.out_row_stride;
   args.out_head_stride = p.out_head_stride;
-  args.softmax_lse = p.softmax_lse;
-  args.sinks = p.sinks;
+  args.softmax_lse = args.parts > 1 ? at<float>(scratch, at_bytes.part_lse) : p.softmax_lse;
+  args.sinks = args.parts > 1 ? nullptr : p.sinks;
   args.total_q = p.total_q;
   args.num_heads = p.num_heads;
   args.heads_per_kv = p.num_heads / p.num_heads_kv;
   args.softmax_scale = p.softmax_scale;
+  args.softcap = p.softcap;
+  if (p.softcap > 0.0f) args.cap_scale = 2.0f * std::numbers::log2e_v<float> * p.softmax_scale / p.softcap;
   args.mask = key_mask(p);
-  const int64_t most_tiles = max_entries(p) * p.num_heads;
+  const int64_t most_tiles = max_entries(p) * p.num_heads * args.parts;
   const int blocks = static_cast<int>(std::min<int64_t>(gpu.multiprocessors, most_tiles));
-  return cuda_status(kernel.launch(args, maps, blocks, stream), "hopper-prefill: run");
+  const PrefillKernel::Launch launch = p.softcap > 0.0f ? kernel.launch_softcap : kernel.launch;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(launch(args, maps, blocks, stream), "hopper-prefill: run"));
+  return args.parts > 1 ? merge_parts(p, args, stream) : ok_status();
 }
 
 // Tiles of 128 query tokens of one head are mostly empty where requests have few: K and V are read once for each head,
 // and not split. 32 x 8,192 keys, 32/8 heads, 16 tokens: 1,347 GB/s, and 2,490 by the portable kernel, which packs
 // heads.
-bool suits(const AttentionParams& params) { return params.max_seqlen_q > 16; }
+//
+// With split_size the choice must not depend on max_seqlen_q either, nor so on what else is in the batch.
+bool suits(const AttentionParams& params) { return params.max_seqlen_q > 16 && params.split_size == 0; }
 
 }  // namespace
 

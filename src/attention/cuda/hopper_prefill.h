@@ -6,10 +6,22 @@
 
 #include <span>
 
+#include "attention/cuda/fast_divide.h"
 #include "attention/cuda/hopper_prefill_plan.h"
 #include "base/status.h"
 
 namespace onepass::hopper {
+
+// K or V, for kernels that find rows themselves. Strides are in pieces of 16 bytes, of which there are fewer than 2^32.
+struct PrefillRows {
+  const void* data = nullptr;
+  uint32_t page_stride = 0;
+  uint32_t row_stride = 0;
+  uint32_t head_stride = 0;
+};
+
+// Blocks of keys in a part, or about that: it costs as much to write and to merge it.
+constexpr int kPrefillPartBlocks = 4;
 
 struct PrefillArgs {
   PrefillPlan* plan = nullptr;
@@ -20,15 +32,24 @@ struct PrefillArgs {
   int32_t box_rows = 0;    // of K and V that one copy brings
   int32_t box_shift = 0;   // log2(box_rows), of pages
   int32_t boxes = 0;       // of a block
+  FastDivide page_size;    // where rows are gathered, as are
+  PrefillRows k_rows;
+  PrefillRows v_rows;
   void* out = nullptr;
   int64_t out_row_stride = 0;
   int64_t out_head_stride = 0;
   float* softmax_lse = nullptr;
+  // With the keys of a tile cut into parts (at most so many), the results of heads part * num_heads to
+  // (part + 1) * num_heads - 1 are those of a part: LSE, and [parts * num_heads, total_q, head_dim_v] outputs.
+  int32_t parts = 1;
+  float* part_out = nullptr;
   const float* sinks = nullptr;
   int32_t total_q = 0;
   int32_t num_heads = 0;
   int32_t heads_per_kv = 0;
   float softmax_scale = 0.0f;
+  float softcap = 0.0f;    // with launch_softcap, as is
+  float cap_scale = 0.0f;  // 2 log2(e) softmax_scale / softcap
   KeyMask mask;
 };
 
@@ -43,10 +64,13 @@ struct PrefillMaps {
 struct PrefillKernel {
   int head_dim = 0;
   int head_dim_v = 0;
-  int rows = 0;     // of a tile
-  int keys = 0;     // of a block; a page of more keys is a multiple of it, one of less a divisor
-  int longest = 0;  // query tokens of the longest request that it is for; 0: any
-  cudaError_t (*launch)(const PrefillArgs& args, const PrefillMaps& maps, int blocks, CUstream_st* stream) = nullptr;
+  int rows = 0;          // of a tile
+  int keys = 0;          // of a block; a page of more keys is a multiple of it, one of less a divisor, unless it
+  int longest = 0;       // query tokens of the longest request that it is for; 0: any
+  bool gathers = false;  // rows, from pages of any size
+  using Launch = cudaError_t (*)(const PrefillArgs& args, const PrefillMaps& maps, int blocks, CUstream_st* stream);
+  Launch launch = nullptr;
+  Launch launch_softcap = nullptr;
 };
 
 // All of them, the better of two that serve the same problem first.

@@ -10,6 +10,10 @@ std::span<const PrefillKernel> prefill_kernels_bf16() {
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 64, 64, 128, 3, 3, 2, 1, 3>>(),
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 192, 128, 128, 2, 2, 1, 1>>(),
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 256, 256, 64, 2, 2, 1, 2>>(),
+      make_prefill_kernel<Gathering<PrefillConfig<__nv_bfloat16, 128, 128, 128, 3, 2, 1, 2>>>(),
+      make_prefill_kernel<Gathering<PrefillConfig<__nv_bfloat16, 64, 64, 128, 3, 3, 2, 1>>>(),
+      make_prefill_kernel<Gathering<PrefillConfig<__nv_bfloat16, 192, 128, 128, 2, 2, 1, 1>>>(),
+      make_prefill_kernel<Gathering<PrefillConfig<__nv_bfloat16, 256, 256, 64, 2, 2, 1, 2>>>(),
   };
   return kKernels;
 }

@@ -22,7 +22,7 @@ class PrefillConsumer {
         warpgroup_(uniform(threadIdx.x / 128 - 1)),
         warp_(uniform(threadIdx.x / 32 % 4)),
         lane_(threadIdx.x % 32),
-        softmax_(args.softmax_scale * 1.4426950408889634f) {}
+        softmax_((Config::kSoftcap ? args.softcap : args.softmax_scale) * kLog2E) {}
 
   // A step is a pair of products, the scores of one block of keys and the values of the block before, and then the
   // exponentials, while the other warpgroup has the tensor cores. The first scores of a tile go with the last values of
@@ -41,7 +41,7 @@ class PrefillConsumer {
     while (true) {
       release_keys();
       if (end_block_ - 1 == first_block_) release_queries();
-      if (needs_mask(end_block_ - 1)) mask(s, end_block_ - 1);
+      cap_and_mask(s, end_block_ - 1);
       softmax_.reset();
       float nothing[2];
       softmax_.raise(s, nothing);
@@ -99,7 +99,7 @@ class PrefillConsumer {
     release_keys();
     if (n == first_block_) release_queries();
     if constexpr (!Config::kOverlapValues) finish_values(o, p);
-    if (needs_mask(n)) mask(s, n);
+    cap_and_mask(s, n);
     // The exponentials stand here once, in a loop: of two places that write `next`, ptxas moves it from one to the
     // other.
     bool raised = false;
@@ -250,22 +250,65 @@ class PrefillConsumer {
     return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (1u << count) - 1;
   }
 
+  // What is left of the soft cap is the softmax's scale. Scores that share a reciprocal round together: those that a
+  // row does not see are the same for all, before and after.
+  __device__ void cap_and_mask(Scores& s, int n) const {
+    const bool masked = needs_mask(n);
+    if constexpr (Config::kSoftcap) {
+      if (masked) mask(s, n);
+      softmax_.cap(s, args_.cap_scale);
+    }
+    if (masked) mask(s, n);
+  }
+
   __device__ void rescale(Accumulators& o, const float (&correction)[2]) const {
     if (!__any_sync(0xFFFFFFFF, correction[0] != 1.0f || correction[1] != 1.0f)) return;
 #pragma unroll
     for (int i = 0; i < Config::kHeadDimV / 2; ++i) o[i] *= correction[i / 2 % 2];
   }
 
-  // Divides by the denominator and writes a warp's 16 rows, some panels at a time, by way of its own shared memory.
-  // Gives the tile's description back.
+  // Divides by the denominator and writes a warp's 16 rows. Gives the tile's description back.
   __device__ void write(const Accumulators& o, int tile_slot) {
     const PrefillTile to = shared_.load_tile(tile_slot);
     __syncwarp();
     if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_slot));
-    const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
-    const int rows = to.rows - first_row;
     softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
+    if (args_.part_out != nullptr) {
+      write_part(o, inverse, to);
+    } else {
+      write_staged(o, inverse, to);
+    }
+    if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int tile_row = 64 * warpgroup_ + thread_row(half);
+      if (tile_row < to.rows) {
+        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row] = softmax_.log_sum(half);
+      }
+    }
+  }
+
+  // In float32, straight from registers.
+  __device__ void write_part(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int tile_row = 64 * warpgroup_ + thread_row(half);
+      if (tile_row >= to.rows) continue;
+      const int64_t row = static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row;
+      float* out = args_.part_out + row * Config::kHeadDimV + lane_ % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < Config::kHeadDimV / 8; ++i) {
+        *reinterpret_cast<float2*>(out + 8 * i) =
+            make_float2(o[4 * i + 2 * half] * inverse[half], o[4 * i + 2 * half + 1] * inverse[half]);
+      }
+    }
+  }
+
+  // Some panels at a time, by way of the warp's own shared memory.
+  __device__ void write_staged(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
+    const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
+    const int rows = to.rows - first_row;
     const uint32_t stage = shared_.output(4 * warpgroup_ + warp_);
 #pragma unroll
     for (int first_panel = 0; first_panel < Config::kPanelsV; first_panel += Config::kOutputPanels) {
@@ -293,14 +336,6 @@ class PrefillConsumer {
         }
       } else {
         write_rows(stage, rows, first_panel, to.q_row + first_row, to.head);
-      }
-    }
-    if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int tile_row = 64 * warpgroup_ + thread_row(half);
-      if (tile_row < to.rows) {
-        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row] = softmax_.log_sum(half);
       }
     }
   }

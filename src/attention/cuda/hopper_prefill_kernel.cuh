@@ -51,6 +51,22 @@ struct PrefillConfig {
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
   static_assert(kSharedBytes <= 232448);
   static_assert(kPanelsV % kOutputPanels == 0);
+  static constexpr bool kGather = false;
+  static constexpr bool kSoftcap = false;
+};
+
+// The same for pages that the copy engine does not take: see hopper_prefill_gather.cuh.
+template <typename Config>
+struct Gathering : Config {
+  static constexpr bool kGather = true;
+  static constexpr int kProducerRegisters = Config::kHeadDim == 256 ? 40 : 56;
+  static constexpr int kConsumerRegisters = Config::kHeadDim == 256 ? 232 : 224;
+};
+
+// The same with a soft cap, whose exponentials would slow the others down even where they are not computed.
+template <typename Config>
+struct WithSoftcap : Config {
+  static constexpr bool kSoftcap = true;
 };
 
 // A tile and one head, as the scheduler hands it to the producer and the consumers.
@@ -59,7 +75,7 @@ struct alignas(16) PrefillTile {
   int32_t rows;  // 0: there are no more tiles
   int32_t position;
   int32_t seqlen_k;
-  int32_t head;
+  int32_t head;  // of the results
   int32_t head_kv;
   int32_t first_block;
   int32_t end_block;

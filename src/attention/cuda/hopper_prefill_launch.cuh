@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/cuda/hopper_prefill_consumer.cuh"
+#include "attention/cuda/hopper_prefill_gather.cuh"
 #include "attention/cuda/hopper_prefill_producer.cuh"
 #include "attention/cuda/hopper_prefill_scheduler.cuh"
 
@@ -21,16 +22,16 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       }
     }
     for (int i = 0; i < Config::kKeyStages; ++i) {
-      barrier_init(shared.key_full(i), 1);
+      barrier_init(shared.key_full(i), Config::kGather ? kGatherWarps : 1);
       barrier_init(shared.key_empty(i), kWarps);
     }
     for (int i = 0; i < Config::kValueStages; ++i) {
-      barrier_init(shared.value_full(i), 1);
+      barrier_init(shared.value_full(i), Config::kGather ? kGatherWarps : 1);
       barrier_init(shared.value_empty(i), kWarps);
     }
     for (int i = 0; i < Config::kTileSlots; ++i) {
       barrier_init(shared.tile_full(i), 1);
-      barrier_init(shared.tile_empty(i), kWarps + 2);
+      barrier_init(shared.tile_empty(i), kWarps + (Config::kGather ? kGatherWarps : 2));
     }
     barrier_init(shared.value_raw(), 1);
     fence_barrier_init();
@@ -41,6 +42,8 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     give_registers<Config::kProducerRegisters>();
     if (threadIdx.x < 32) {
       PrefillScheduler<Config>(args, maps, shared).run();
+    } else if constexpr (Config::kGather) {
+      PrefillGatherer<Config>(args, shared, threadIdx.x / 32 - 1).run();
     } else if (threadIdx.x < 64) {
       PrefillProducer<Config, false>(args, &maps.k, shared).run();
     } else if (threadIdx.x < 96) {
@@ -78,7 +81,9 @@ constexpr PrefillKernel make_prefill_kernel(int longest = 0) {
           .rows = Config::kRows,
           .keys = Config::kKeys,
           .longest = longest,
-          .launch = launch_prefill<Config>};
+          .gathers = Config::kGather,
+          .launch = launch_prefill<Config>,
+          .launch_softcap = launch_prefill<WithSoftcap<Config>>};
 }
 
 }  // namespace onepass::hopper

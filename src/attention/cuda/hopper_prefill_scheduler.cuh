@@ -13,9 +13,8 @@ class PrefillScheduler {
       : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % 32) {}
 
   __device__ void run() {
-    const int num_tiles = args_.plan->num_tiles;
     int index = blockIdx.x;
-    while (index < num_tiles) {
+    while (index < args_.plan->num_tiles * args_.parts) {
       const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0;
       schedule(index);
       index = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
@@ -33,8 +32,10 @@ class PrefillScheduler {
   }
 
  private:
-  // Which entry and head is the tile called `index`? Indices only grow.
+  // Which entry, head and part of the keys is the tile called `index`? Indices only grow.
   __device__ void schedule(int index) {
+    const int part = index % args_.parts;
+    index /= args_.parts;
     while (chunk_ + 1 < args_.plan->num_chunks && index >= args_.plan->chunks[chunk_ + 1].first_tile) ++chunk_;
     const PrefillChunk chunk = args_.plan->chunks[chunk_];
     index -= chunk.first_tile;
@@ -48,15 +49,24 @@ class PrefillScheduler {
 
     const int first_key = args_.mask.first(entry.position);
     const int end_key = args_.mask.end(entry.position + entry.rows - 1, entry.seqlen_k);
-    if (end_key <= first_key) return write_empty(entry, head);
+    int first_block = first_key / Config::kKeys;
+    int end_block = end_key <= first_key ? first_block : (end_key + Config::kKeys - 1) / Config::kKeys;
+    if (args_.parts > 1) {
+      const int blocks = end_block - first_block;
+      const int parts = min(args_.parts, (blocks + kPrefillPartBlocks - 1) / kPrefillPartBlocks);
+      end_block = part < parts ? first_block + blocks * (part + 1) / parts : 0;
+      first_block = part < parts ? first_block + blocks * part / parts : 0;
+    }
+    const int result_head = part * args_.num_heads + head;
+    if (end_block <= first_block) return write_empty(entry, result_head);
     announce({.q_row = entry.q_row,
               .rows = entry.rows,
               .position = entry.position,
               .seqlen_k = entry.seqlen_k,
-              .head = head,
+              .head = result_head,
               .head_kv = head / args_.heads_per_kv,
-              .first_block = first_key / Config::kKeys,
-              .end_block = (end_key + Config::kKeys - 1) / Config::kKeys,
+              .first_block = first_block,
+              .end_block = end_block,
               .kv_row = entry.kv_row,
               .request = entry.request});
     copy_queries();
@@ -81,7 +91,8 @@ class PrefillScheduler {
     const auto seqlen_k = static_cast<int>(rows.w);
     const int end_key = args_.mask.end(first_row + 63, seqlen_k);
     PrefillTilePart part;
-    part.end_block = max((end_key + Config::kKeys - 1) / Config::kKeys, static_cast<int>(blocks.z) + 1);
+    part.end_block = min(max((end_key + Config::kKeys - 1) / Config::kKeys, static_cast<int>(blocks.z) + 1),
+                         static_cast<int>(blocks.w));
     part.full_first = (args_.mask.first(first_row + 63) + Config::kKeys - 1) / Config::kKeys;
     part.full_end = args_.mask.end(first_row, seqlen_k) / Config::kKeys;
     shared_.store_part(place_.slot, lane_, part);
@@ -96,7 +107,7 @@ class PrefillScheduler {
       if (lane_ == 0) {
         const uint32_t full = shared_.query_full(query_.slot, consumer);
         const int q_row = static_cast<int>(load_shared_16(shared_.tile(announced_)).x);
-        const int head = static_cast<int>(load_shared_16(shared_.tile(announced_) + 16).x);
+        const int head = static_cast<int>(load_shared_16(shared_.tile(announced_) + 16).x) % args_.num_heads;
         barrier_arrive_expect(full, Config::kQueryBytes / Config::kConsumers);
 #pragma unroll
         for (int panel = 0; panel < Config::kPanels; ++panel) {
@@ -113,9 +124,11 @@ class PrefillScheduler {
   __device__ void write_empty(const PrefillEntry& entry, int head) const {
 #pragma unroll 1
     for (int row = 0; row < entry.rows; ++row) {
-      typename Config::T* to = static_cast<typename Config::T*>(args_.out) +
-                               (entry.q_row + row) * args_.out_row_stride + head * args_.out_head_stride;
-      if (lane_ < Config::kHeadDimV / 8) reinterpret_cast<uint4*>(to)[lane_] = make_uint4(0, 0, 0, 0);
+      if (args_.part_out == nullptr) {  // else the output of a part that is empty is not read
+        typename Config::T* to = static_cast<typename Config::T*>(args_.out) +
+                                 (entry.q_row + row) * args_.out_row_stride + head * args_.out_head_stride;
+        if (lane_ < Config::kHeadDimV / 8) reinterpret_cast<uint4*>(to)[lane_] = make_uint4(0, 0, 0, 0);
+      }
       if (args_.softmax_lse != nullptr && lane_ == 0) {
         args_.softmax_lse[static_cast<int64_t>(head) * args_.total_q + entry.q_row + row] = -INFINITY;
       }

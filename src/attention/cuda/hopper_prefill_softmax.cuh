@@ -18,10 +18,11 @@ template <typename T, int kKeys>
 class PrefillSoftmax {
  public:
   static constexpr int kScores = kKeys / 2;
-  // The maximum that is subtracted may lag behind the true one: by a factor of 2^8 where it is looked at, and without a
-  // look as long as no thread's sum of a block exceeds 2^10. Neither float32 sums nor probabilities of that size mind,
-  // and the denominator is scaled alike: the result is exact all the same. So O is hardly ever rescaled, and blocks of
-  // which nothing is masked need no maximum, no shuffles, and no chain of dependent instructions.
+  // The maximum that is subtracted may lag behind the true one: without a look as long as no thread's sum of a block
+  // exceeds 2^10, and by a factor of 2^8 where it is looked at. Neither float32 sums nor probabilities of that size
+  // mind, and the denominator is scaled alike: the result is exact all the same. So O is hardly ever rescaled, and most
+  // blocks need no maximum, no shuffles, and no chain of dependent instructions. Each row decides by its own scores
+  // alone, so that its bits do not depend on the rows beside it.
   static constexpr float kLag = 8.0f;
   static constexpr float kSumLimit = 1024.0f;
 
@@ -30,16 +31,45 @@ class PrefillSoftmax {
   __device__ void reset() {
     max_[0] = max_[1] = -INFINITY;
     sum_[0] = sum_[1] = 0.0f;
+    fits_[0] = fits_[1] = false;
   }
 
-  // Scores to probabilities by the maxima so far, if these will do or have been `raised` for these scores; otherwise
-  // false for all threads of the warp.
+  // The soft cap: scores to tanh(x) = 1 - 2 / (e^(2 x) + 1), where s * scale is the exponent of two of e^(2 x). Exact
+  // to float32; tanh.approx would cost 11 bits. Beyond 2^30 it is 1; so four scores, of one row, can share a
+  // reciprocal.
+  __device__ static void cap(float (&s)[kScores], float scale) {
+#pragma unroll
+    for (int i = 0; i < kScores; i += i % 8 == 0 ? 2 : 6) {
+      const int at[4] = {i, i + 1, i + 4, i + 5};
+      float a[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) a[j] = exp2_approx(fminf(s[at[j]] * scale, 30.0f)) + 1.0f;
+      const float first = a[0] * a[1];
+      const float second = a[2] * a[3];
+      const float inverse = __fdividef(-2.0f, first * second);
+      const float of_first = inverse * second;
+      const float of_second = inverse * first;
+      s[at[0]] = fmaf(of_first, a[1], 1.0f);
+      s[at[1]] = fmaf(of_first, a[0], 1.0f);
+      s[at[2]] = fmaf(of_second, a[3], 1.0f);
+      s[at[3]] = fmaf(of_second, a[2], 1.0f);
+    }
+  }
+
+  // Scores to probabilities by the maxima so far, if these will do for the whole warp or have been `raised` for these
+  // scores; otherwise false for all of its threads.
   __device__ bool try_exponentials(const float (&s)[kScores], uint32_t (&p)[kKeys / 4], bool raised) {
     float sum[2];
     exponentials(s, p, sum);
-    const bool fits =
-        raised || (sum[0] <= kSumLimit && sum[1] <= kSumLimit && max_[0] != -INFINITY && max_[1] != -INFINITY);
-    if (__any_sync(0xFFFFFFFF, !fits)) return false;
+    fits_[0] = sum[0] <= kSumLimit && max_[0] != -INFINITY;
+    fits_[1] = sum[1] <= kSumLimit && max_[1] != -INFINITY;
+    if (__any_sync(0xFFFFFFFF, !(raised || (fits_[0] && fits_[1])))) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        fits_[row] = (__ballot_sync(0xFFFFFFFF, !fits_[row]) >> (threadIdx.x % 32 & ~3u) & 0xF) == 0;
+      }
+      return false;
+    }
     sum_[0] += sum[0];
     sum_[1] += sum[1];
     return true;
@@ -59,7 +89,7 @@ class PrefillSoftmax {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const bool seen = max_[row] != -INFINITY;
-      if (seen && now[row] <= max_[row] + kLag) now[row] = max_[row];
+      if (fits_[row] || (seen && now[row] <= max_[row] + kLag)) now[row] = max_[row];
       correction[row] = seen ? exp2_approx(max_[row] - now[row]) : 0.0f;
       max_[row] = now[row];
       sum_[row] *= correction[row];
@@ -109,6 +139,7 @@ class PrefillSoftmax {
   const float scale_;  // of scores, to exponents of two
   float max_[2];       // of the exponents; -infinity when no key has been seen
   float sum_[2];       // this thread's part
+  bool fits_[2];       // whether max_ did for the last block; of no block yet: false
 };
 
 }  // namespace onepass::hopper

@@ -58,6 +58,35 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// Whether the phase of the given parity has ended.
+__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// --- Copies by threads -----------------------------------------------------------------------------------------------
+// 16 bytes, or zeros without reading.
+__device__ inline void copy_16_or_zeros(uint32_t shared, const void* global, bool copy) {
+  asm volatile(
+      "{\n.reg .pred zeros;\nsetp.eq.s32 zeros, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, zeros;\n}\n" ::"r"(
+          shared),
+      "l"(global), "r"(static_cast<int>(copy))
+      : "memory");
+}
+// This thread's copies: ends a group, waits until at most kPending groups are under way.
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ inline void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 // --- Copies by tensor map --------------------------------------------------------------------------------------------
 // Orders this thread's ordinary accesses to shared memory before later ones of the copy engine and the tensor cores.
 __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -103,6 +132,11 @@ __device__ inline void store_matrix_x4(uint32_t shared, uint32_t a, uint32_t b, 
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a), "r"(b), "r"(c),
                "r"(d)
                : "memory");
+}
+__device__ inline int load_shared_4(uint32_t shared) {
+  int v;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
+  return v;
 }
 __device__ inline uint4 load_shared_16(uint32_t shared) {
   uint4 v;

@@ -11,7 +11,7 @@ extern const CudaAttentionKernel kHopperDecode;
 // mma.sync and cp.async, sm_80 and later: every option of AttentionParams. The slow twin of the others.
 extern const CudaAttentionKernel kPortableAttention;
 
-// wgmma and TMA, sm_90a: prefill and extend, bf16 and fp16, pages of 8 and more.
+// wgmma and TMA, sm_90a: prefill and extend, bf16 and fp16.
 extern const CudaAttentionKernel kHopperPrefill;
 
 // Float32 arithmetic, a block for each query row and head: every option, any dtype, head dimensions up to 512. The

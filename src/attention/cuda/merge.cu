@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   const int d = 4 * static_cast<int>(i % pieces);
   const int head = static_cast<int>(i / pieces % p.num_heads);
   const int64_t row = i / pieces / p.num_heads;
+  if (p.existing_rows != nullptr && row >= *p.existing_rows) return;
 
   Fold state;
   float4 merged{};
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
       if (*lse != minus_infinity()) fold(merged, load_four(stack.out, stack.dtype, at), state.add(*lse));
     }
   }
-  const float factor = state.finish(nullptr, head);
+  const float factor = state.finish(p.sinks, head);
   merged = {merged.x * factor, merged.y * factor, merged.z * factor, merged.w * factor};
   store_four(p.out, p.out_dtype, row * p.out_row_stride + head * p.out_head_stride + d, merged);
   if (d == 0 && p.softmax_lse != nullptr) p.softmax_lse[head * p.lse_head_stride + row] = state.lse();

@@ -38,8 +38,10 @@ struct MergeParams {
   int64_t out_head_stride = 0;
   float* softmax_lse = nullptr;  // [num_heads, rows], or null
   int64_t lse_head_stride = 0;
+  const float* sinks = nullptr;  // [num_heads], or null: added to the denominator of rows that are not empty
 
   int64_t rows = 0;
+  const int32_t* existing_rows = nullptr;  // in device memory, or null: how many of them to write, from the first
   int num_heads = 0;
   int head_dim_v = 0;  // a multiple of 4, like the strides of `out`s
 };

@@ -103,6 +103,13 @@ TEST_F(CudaMergeTest, AgreesWithTheReference) {
     const CudaBuffer lse = upload(std::vector<float>(heads * params.lse_head_stride, 7.0f), DType::kF32);
     params.out = out.data();
     params.softmax_lse = lse.as<float>();
+    const bool has_sinks = rng_() % 3 == 0;
+    const std::vector<float> sinks(heads, 3.0f);
+    const CudaBuffer device_sinks = upload(sinks, DType::kF32);
+    if (has_sinks) params.sinks = device_sinks.as<float>();
+    const int32_t existing = rng_() % 3 == 0 ? static_cast<int32_t>(rng_() % rows) : static_cast<int32_t>(rows);
+    ASSERT_OK_AND_ASSIGN(const CudaBuffer device_existing, CudaBuffer::copy_of(std::as_bytes(std::span(&existing, 1))));
+    if (existing < rows) params.existing_rows = device_existing.as<int32_t>();
     ASSERT_OK_AND_ASSIGN(const CudaStream stream, CudaStream::create());
     ASSERT_OK(merge_attention_parts(params, stream.get()));
     ASSERT_OK(stream.synchronize());
@@ -110,7 +117,9 @@ TEST_F(CudaMergeTest, AgreesWithTheReference) {
     const std::vector<float> lse_found = download(lse, DType::kF32, heads * params.lse_head_stride);
 
     const double rounding = out_dtype == DType::kF32 ? 1e-6 : out_dtype == DType::kF16 ? 5e-4 : 4e-3;
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = existing * params.out_row_stride; i < std::ssize(out_found); ++i) ASSERT_EQ(out_found[i], 7.0f);
+    const std::vector<float> nothing(dim, 0.0f);
+    for (int64_t row = 0; row < existing; ++row) {
       for (int head = 0; head < heads; ++head) {
         std::vector<AttentionState> parts;
         for (const HostStack& stack : stacks) {
@@ -120,6 +129,9 @@ TEST_F(CudaMergeTest, AgreesWithTheReference) {
           }
         }
         const auto is_empty = [](const AttentionState& part) { return part.lse == kEmpty; };
+        const bool all_empty = std::all_of(parts.begin(), parts.end(), is_empty);
+        // A sink is a part without values.
+        if (has_sinks && !all_empty) parts.push_back({nothing.data(), sinks[head]});
         const bool exact = std::count_if(parts.begin(), parts.end(), is_empty) + 1 >= std::ssize(parts);
         std::vector<float> expected(dim);
         const float expected_lse = merge_attention_states(parts, expected);

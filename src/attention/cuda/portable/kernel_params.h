@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "attention/cuda/fast_divide.h"
+
 namespace onepass::portable {
 
 // Keys of one block, in every kernel: one step of the loop over K and V.
@@ -11,21 +13,6 @@ inline constexpr int kWarps = 4;
 inline constexpr int kThreads = 32 * kWarps;
 // Blocks of threads per SM that the tiles are made for, in registers and shared memory.
 inline constexpr int kBlocksPerSm = 2;
-
-// Division by a number known at launch: floor(n / divisor) for 0 <= n < 2^31. Granlund and Montgomery 1994.
-struct FastDivide {
-  uint32_t divisor = 1;
-  uint32_t multiplier = 1;
-  uint32_t shift = 0;
-};
-
-inline FastDivide fast_divide(uint32_t divisor) {
-  FastDivide result{.divisor = divisor};
-  while ((uint64_t{1} << result.shift) < divisor) ++result.shift;
-  const uint64_t excess = (uint64_t{1} << result.shift) - divisor;
-  result.multiplier = static_cast<uint32_t>((excess << 32) / divisor + 1);
-  return result;
-}
 
 // A piece of work, as the plan writes it: some packed rows of one request and KV head over some of its keys. Packed row
 // r of a request is its query row r / group, in head r % group of the KV head's group. Copied 16 bytes at a time.

@@ -10,10 +10,6 @@ namespace onepass::portable {
 
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
-__device__ inline int divide(int n, const FastDivide& d) {
-  return static_cast<int>((__umulhi(d.multiplier, static_cast<uint32_t>(n)) + static_cast<uint32_t>(n)) >> d.shift);
-}
-
 // Keys [begin, end) that a query row at `position` sees; empty when end <= begin. Both ends grow with the position, so
 // the rows of a tile see [begin of the first, end of the last) together and [begin of the last, end of the first) each.
 struct KeyRange {
