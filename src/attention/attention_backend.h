@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 
 #include "base/status.h"
@@ -30,6 +31,15 @@ struct AttentionLayer {
   int attention_chunk = 0;
   float softcap = 0.0f;
   const float* sinks = nullptr;  // [num_heads], owned by the model
+
+  // What comes between the projections and attention: an RMS norm of each head of Q and K (null: none), then the rotary
+  // embedding of kernels/rope.h. The arrays are the model's, in the device's memory.
+  int rotary_dim = 0;
+  const double* rope_inv_freq = nullptr;  // [rotary_dim / 2]
+  float rope_attention_factor = 1.0f;
+  const float* q_norm = nullptr;  // [head_dim]
+  const float* k_norm = nullptr;  // [head_dim]
+  float qk_norm_eps = 0.0f;
 };
 
 // One step's requests: request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1 of the step, and cache_seqlens[r]
@@ -41,21 +51,21 @@ struct AttentionBatch {
   const int32_t* cu_seqlens_q = nullptr;   // [num_requests + 1]
   const int32_t* cache_seqlens = nullptr;  // [num_requests]
   const int32_t* request_slots = nullptr;  // [num_requests], rows of the RequestTable
+  const int32_t* positions = nullptr;      // [num_tokens], of each token in its request
   const int64_t* out_cache_loc = nullptr;  // [num_tokens], where each new token's K and V go: page * page_size + offset
 };
 
-// One layer's activations: float32 on the CPU; q [num_tokens, num_heads, head_dim], k and v [num_tokens, num_kv_heads,
-// ...] with rotary embedding applied, out [num_tokens, num_heads, head_dim_v]. Row strides in elements; heads lie side
-// by side.
+// One layer's activations, in the device's memory: what the projections gave, q [num_tokens, num_heads, head_dim], k and v
+// [num_tokens, num_kv_heads, ...], which are changed; and out [num_tokens, num_heads, head_dim_v]. Row strides in
+// elements; heads lie side by side.
 struct AttentionInputs {
-  const float* q = nullptr;
-  int64_t q_row_stride = 0;
-  const float* k = nullptr;
-  int64_t k_row_stride = 0;
-  const float* v = nullptr;
-  int64_t v_row_stride = 0;
-  float* out = nullptr;
+  void* q = nullptr;
+  void* k = nullptr;
+  void* v = nullptr;
+  int64_t row_stride = 0;  // of q, k and v
+  void* out = nullptr;
   int64_t out_row_stride = 0;
+  DType dtype = DType::kF32;  // of all four: float32 on the CPU, float16 or bfloat16 on a GPU
 };
 
 // Used by one thread at a time (the engine's).
@@ -65,10 +75,12 @@ class AttentionBackend {
   virtual std::string_view name() const = 0;
 
   // REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its cache_seqlens keys.
-  virtual void plan(const AttentionBatch& batch, const Stream& stream) = 0;
+  // On a GPU the work is queued; errors are CUDA's.
+  virtual Status plan(const AttentionBatch& batch, const Stream& stream) = 0;
 
-  // Causal attention of the planned batch in one layer: each token sees itself and what precedes it in its request.
-  virtual void run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) = 0;
+  // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what precedes
+  // it in its request.
+  virtual Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) = 0;
 };
 
 enum class AttentionKind { kFlash, kReference };
@@ -80,6 +92,9 @@ struct AttentionOptions {
   int max_tokens = 0;
   // A token's result follows from its request's tokens alone, bit for bit (AttentionParams::batch_invariant).
   bool batch_invariant = false;
+  // All layers that run() will be called with, and the dtype of its inputs.
+  std::span<const AttentionLayer> layers;
+  DType activation_dtype = DType::kF32;
 };
 
 // "flash" or "reference".

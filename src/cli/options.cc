@@ -34,7 +34,7 @@ CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<i
 
 void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--model", model_dir_, "Hugging Face model folder")->required();
-  app.add_option("--device", device_, "where to run: cpu")->capture_default_str();
+  app.add_option("--device", device_, "where to run: cpu, cuda, or cuda:N for the N-th GPU")->capture_default_str();
   app.add_option("--attention", attention_, "attention backend: flash, or reference (slow, float64)")
       ->capture_default_str();
   app.add_flag("--deterministic", deterministic_,
@@ -56,12 +56,15 @@ void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--chunk-size", chunk_size_, "prompt tokens computed in one step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app.add_option("--mem-fraction", mem_fraction_,
+                 "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
 }
 
 StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
-  if (device_ == "cuda") return unimplemented("device cuda: this version runs models on the cpu only");
-  if (device_ != "cpu") return invalid_argument("device: expected cpu, found \"", device_, "\"");
   ModelRunnerOptions options;
+  ONEPASS_ASSIGN_OR_RETURN(options.device, parse_device(device_));
   options.model_dir = model_dir_;
   ONEPASS_ASSIGN_OR_RETURN(options.attention, parse_attention_kind(attention_));
   ONEPASS_ASSIGN_OR_RETURN(options.isa, parse_cpu_isa(isa_));
@@ -73,6 +76,7 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   options.num_threads = num_threads_;
   options.context_length = context_length_;
   options.max_tokens_per_step = chunk_size_;
+  options.gpu_memory_fraction = mem_fraction_;
   return options;
 }
 

@@ -37,6 +37,7 @@ AttentionBatch Batch::attention() const {
           .cu_seqlens_q = cu_seqlens_q.data(),
           .cache_seqlens = cache_seqlens.data(),
           .request_slots = request_slots.data(),
+          .positions = positions.data(),
           .out_cache_loc = out_cache_loc.data()};
 }
 
