@@ -1,0 +1,72 @@
+#include "kernels/cuda/stream_linear_plan.h"
+
+#include <algorithm>
+
+namespace onepass {
+namespace {
+
+constexpr int64_t kReservedBytes = 1024;  // that the driver takes of an SM's shared memory for each block
+
+int max_cluster(const GpuInfo& gpu) { return gpu.compute_capability >= 90 ? 8 : 1; }
+
+bool fits(int64_t cols, int64_t num_rows, const StreamLinearPlan& plan, const GpuInfo& gpu) {
+  const int64_t bytes = stream_linear_shared_bytes(cols, num_rows, plan);
+  return plan.blocks_per_sm * (bytes + kReservedBytes) <= gpu.shared_memory_bytes + kReservedBytes;
+}
+
+}  // namespace
+
+bool is_valid(const StreamLinearPlan& plan) {
+  return (plan.tile_rows == 8 || plan.tile_rows == 16) &&
+         (plan.x_tiles == 1 || plan.x_tiles == 2 || plan.x_tiles == 4) &&
+         (plan.cluster == 1 || plan.cluster == 2 || plan.cluster == 4 || plan.cluster == 8) &&
+         (plan.blocks_per_sm == 1 || plan.blocks_per_sm == 2);
+}
+
+int64_t stream_linear_shared_bytes(int64_t cols, int64_t num_rows, const StreamLinearPlan& plan) {
+  const int64_t chunks = (cols + kStreamChunk - 1) / kStreamChunk;
+  return stream_x_offset(plan.tile_rows, plan.x_tiles) +
+         std::min<int64_t>(num_rows, 8 * plan.x_tiles) *
+             ((chunks + plan.cluster - 1) / plan.cluster * kStreamChunk * 2 + kStreamXPadding);
+}
+
+std::vector<StreamLinearPlan> stream_linear_plans(int64_t rows, int64_t cols, int64_t num_rows, const GpuInfo& gpu) {
+  std::vector<StreamLinearPlan> plans;
+  if (num_rows > kStreamLinearRows) return plans;
+  const int x_tiles = num_rows <= 8 ? 1 : num_rows <= 16 ? 2 : 4;
+  for (const int tile_rows : {16, 8}) {
+    const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+    for (const int blocks_per_sm : {1, 2}) {
+      StreamLinearPlan plan{.tile_rows = tile_rows, .x_tiles = x_tiles, .blocks_per_sm = blocks_per_sm};
+      while (plan.cluster <= max_cluster(gpu) && !fits(cols, num_rows, plan, gpu)) plan.cluster *= 2;
+      if (plan.cluster > max_cluster(gpu)) continue;
+      plans.push_back(plan);
+      // Few tiles leave SMs without work: there, two blocks for each.
+      if (tiles * plan.cluster * 2 <= int64_t{gpu.multiprocessors} * blocks_per_sm &&
+          plan.cluster * 2 <= max_cluster(gpu)) {
+        plan.cluster *= 2;
+        plans.push_back(plan);
+      }
+    }
+  }
+  return plans;
+}
+
+StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, const GpuInfo& gpu) {
+  StreamLinearPlan plan;
+  while (plan.cluster <= max_cluster(gpu) && !fits(cols, 8, plan, gpu)) plan.cluster *= 2;
+  if (plan.cluster > max_cluster(gpu)) {
+    return unimplemented("linear: cols: expected so few that 8 rows fit into shared memory for the same sums in every "
+                         "batch, found ", cols);
+  }
+  for (const int x_tiles : {2, 4}) {
+    StreamLinearPlan wider = plan;
+    wider.x_tiles = x_tiles;
+    if (num_rows > 4 * x_tiles && fits(cols, num_rows, wider, gpu)) plan = wider;
+  }
+  plan.blocks_per_sm = 2;
+  if (!fits(cols, num_rows, plan, gpu)) plan.blocks_per_sm = 1;
+  return plan;
+}
+
+}  // namespace onepass
