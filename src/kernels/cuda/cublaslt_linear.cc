@@ -76,8 +76,8 @@ StatusOr<std::vector<cublasLtMatmulAlgo_t>> CublasLtLinear::algorithms(const Cud
   const void* bias = params.bias != nullptr ? workspace_.data() : nullptr;
   ONEPASS_ASSIGN_OR_RETURN(Problem problem, describe(library_, params, bias));
   cublasLtMatmulPreferenceOpaque_t preference;
-  ONEPASS_RETURN_IF_ERROR(status_of(library_, library_.init_preference(&preference, sizeof(preference)),
-                                    "cublasLtMatmulPreferenceInit"));
+  ONEPASS_RETURN_IF_ERROR(
+      status_of(library_, library_.init_preference(&preference, sizeof(preference)), "cublasLtMatmulPreferenceInit"));
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     return status_of(library_, library_.set_preference(&preference, attribute, &value, sizeof(value)),
                      "cublasLtMatmulPreferenceSetAttribute");
@@ -88,11 +88,10 @@ StatusOr<std::vector<cublasLtMatmulAlgo_t>> CublasLtLinear::algorithms(const Cud
       prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE}));
   std::vector<cublasLtMatmulHeuristicResult_t> results(count);
   int found = 0;
-  ONEPASS_RETURN_IF_ERROR(
-      status_of(library_,
-                library_.heuristic(handle_, &problem.desc, &problem.w, &problem.x, &problem.y, &problem.y, &preference,
-                                   count, results.data(), &found),
-                "cublasLtMatmulAlgoGetHeuristic"));
+  ONEPASS_RETURN_IF_ERROR(status_of(library_,
+                                    library_.heuristic(handle_, &problem.desc, &problem.w, &problem.x, &problem.y,
+                                                       &problem.y, &preference, count, results.data(), &found),
+                                    "cublasLtMatmulAlgoGetHeuristic"));
   std::vector<cublasLtMatmulAlgo_t> algorithms;
   for (int i = 0; i < found; ++i) {
     if (results[i].state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(results[i].algo);

@@ -18,8 +18,8 @@ class ElementwiseCudaTest : public CudaKernelTest {
   DType random_dtype() { return one_of({DType::kF32, DType::kF16, DType::kBF16}); }
   // Odd ones too, and those at which the kernels change.
   int64_t random_cols() {
-    return one_of<int64_t>({1, 8, 21, 64, 72, 80, 100, 128, 192, 256, 264, 896, 1000, 1024, 2048, 4096, 5120, 8192, 8200,
-                            12288, 16384, 16392, 18432});
+    return one_of<int64_t>({1,    8,    21,   64,   72,   80,   100,  128,   192,   256,   264,  896,
+                            1000, 1024, 2048, 4096, 5120, 8192, 8200, 12288, 16384, 16392, 18432});
   }
   void finish(const Status& status) {
     ASSERT_TRUE(status.ok()) << status;
@@ -79,7 +79,8 @@ TEST_F(ElementwiseCudaTest, SiluAndMul) {
   for (int round = 0; round < 60; ++round) {
     const DType dtype = random_dtype();
     const int64_t cols = random_cols(), rows = one_of<int64_t>({0, 1, 2, 33});
-    const int64_t stride = (2 * cols + 7) / 8 * 8 + 8 * static_cast<int64_t>(rng_() % 2), out_stride = (cols + 7) / 8 * 8;
+    const int64_t stride = (2 * cols + 7) / 8 * 8 + 8 * static_cast<int64_t>(rng_() % 2),
+                  out_stride = (cols + 7) / 8 * 8;
     SCOPED_TRACE(testing::Message() << dtype << ", " << rows << " x " << cols);
     const std::vector<float> gate_up = random_values(rows * stride, dtype);
     std::vector<float> expected(rows * out_stride, 7.0f);

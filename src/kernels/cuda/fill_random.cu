@@ -33,9 +33,8 @@ Status run_fill_random_cuda(const CudaFillRandomParams& p, CUstream_st* stream) 
   if (p.elements == 0) return ok_status();
   if (p.data == nullptr) return invalid_argument("fill_random: data: expected an address, found null");
   const auto blocks = static_cast<unsigned>(std::min<int64_t>((p.elements + kThreads - 1) / kThreads, 8192));
-  with_element_type(p.dtype, [&](auto tag) {
-    fill_random_kernel<typename decltype(tag)::type><<<blocks, kThreads, 0, stream>>>(p);
-  });
+  with_element_type(
+      p.dtype, [&](auto tag) { fill_random_kernel<typename decltype(tag)::type><<<blocks, kThreads, 0, stream>>>(p); });
   return launch_status("fill_random");
 }
 

@@ -40,8 +40,7 @@ Status launch_early(std::string_view what, void (*kernel)(Params...), const Laun
                     const Args&... args) {
   int device = 0, major = 0;
   ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), what));
-  ONEPASS_RETURN_IF_ERROR(
-      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what));
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what));
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;

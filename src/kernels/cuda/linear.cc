@@ -26,7 +26,9 @@ constexpr int kRounds = 5;
 constexpr double kSlow = 1e-3;  // seconds: what takes longer is timed twice only
 
 Status check(const CudaLinearParams& p) {
-  const auto error = [](const char* what, const auto&... parts) { return invalid_argument("linear: ", what, parts...); };
+  const auto error = [](const char* what, const auto&... parts) {
+    return invalid_argument("linear: ", what, parts...);
+  };
   if (p.dtype != DType::kF16 && p.dtype != DType::kBF16) {
     return error("dtype: expected float16 or bfloat16, found ", to_string(p.dtype));
   }
@@ -111,10 +113,10 @@ class CudaLinear::Impl {
   const Options options_;
   std::unique_ptr<CublasLtLinear> cublaslt_;  // null: batch-invariant
   LinearMachine machine_;
-  LinearPlans plans_;                    // num_rows as planned_num_rows() gives it
-  LinearPlans exact_;                    // where that one's algorithm does not do the number itself
+  LinearPlans plans_;                     // num_rows as planned_num_rows() gives it
+  LinearPlans exact_;                     // where that one's algorithm does not do the number itself
   std::map<int64_t, CudaBuffer> biases_;  // by rows: a bias in y's dtype, as the library wants it
-  CudaBuffer zero_;                      // an int32
+  CudaBuffer zero_;                       // an int32
 };
 
 Status CudaLinear::Impl::open() {
@@ -248,7 +250,8 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
   LinearShape planned = shape_of(params);
   planned.num_rows = planned_num_rows(params.num_rows);
   auto it = plans_.find(planned);
-  if (it == plans_.end() || (params.bias != nullptr && params.y_dtype != DType::kF32 && !biases_.contains(params.rows))) {
+  if (it == plans_.end() ||
+      (params.bias != nullptr && params.y_dtype != DType::kF32 && !biases_.contains(params.rows))) {
     ONEPASS_ASSIGN_OR_RETURN(const uint64_t capture, capture_id(stream));
     if (capture != 0) {
       return absl::FailedPreconditionError(str_cat("linear: ", params.num_rows, " x ", params.cols, " by ", params.rows,
@@ -269,19 +272,12 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
 std::string CudaLinear::Impl::describe(const CudaLinearParams& params) const {
   LinearShape shape = shape_of(params);
   shape.num_rows = planned_num_rows(params.num_rows);
-  const auto it = plans_.find(shape);
-  if (it != plans_.end() && !it->second.stream) return "cublaslt";
-  StreamLinearPlan plan;
-  if (it != plans_.end()) {
-    plan = it->second.stream_plan;
-  } else if (options_.batch_invariant) {
-    const auto invariant = batch_invariant_plan(params.cols, params.num_rows, gpu_);
-    if (!invariant.ok()) return "none";
-    plan = *invariant;
-  } else {
-    return "none";
+  if (const auto it = plans_.find(shape); it != plans_.end()) {
+    return it->second.stream ? to_string(it->second.stream_plan) : "cublaslt";
   }
-  return str_cat("stream-", plan.tile_rows, "x", 8 * plan.x_tiles, "-c", plan.cluster, "-b", plan.blocks_per_sm);
+  if (!options_.batch_invariant) return "none";
+  const auto plan = batch_invariant_plan(params.cols, params.num_rows, gpu_);
+  return plan.ok() ? to_string(*plan) : "none";
 }
 
 CudaLinear::CudaLinear(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -1,5 +1,5 @@
-// Dense layers on a GPU: y = x W^T (+ bias), by cuBLASLt, and for few rows by a kernel of our own that reads the weights
-// at the memory's speed.
+// Dense layers on a GPU: y = x W^T (+ bias), by cuBLASLt, and for few rows by a kernel of our own that reads the
+// weights at the memory's speed.
 #pragma once
 
 #include <cstdint>
@@ -24,16 +24,16 @@ struct CudaLinearParams {
   const void* weight = nullptr;  // [rows, cols], row-major, rows side by side
   int64_t rows = 0;
   int64_t cols = 0;
-  const float* bias = nullptr;  // [rows] or null; may be rounded to y_dtype before it is added
-  void* y = nullptr;            // [num_rows, rows]
+  const float* bias = nullptr;   // [rows] or null; may be rounded to y_dtype before it is added
+  void* y = nullptr;             // [num_rows, rows]
   DType y_dtype = DType::kBF16;  // float32, or that of x
   int64_t y_row_stride = 0;
   bool accumulate = false;  // y += instead of y =: the residual
 };
 
-// The library, its handle, its workspace and the plan of each shape that was asked for. Sums are kept in float32. Used by
-// one thread and one stream at a time; run() may be captured once its shape has been prepared. Weights and biases are
-// read before earlier work of the stream has ended: what writes them has ended before run().
+// The library, its handle, its workspace and the plan of each shape that was asked for. Sums are kept in float32. Used
+// by one thread and one stream at a time; run() may be captured once its shape has been prepared. Weights and biases
+// are read before earlier work of the stream has ended: what writes them has ended before run().
 class CudaLinear {
  public:
   struct Options {
@@ -55,8 +55,7 @@ class CudaLinear {
   Status prepare(const CudaLinearParams& params);
   // Queues the work. The error names the field that is wrong, or is a CUDA error.
   Status run(const CudaLinearParams& params, CUstream_st* stream);
-  // The plan of a prepared shape in a word or two, for people: "cublaslt", "stream-16x8-c1-b1" (of our own: rows of the
-  // weights by rows of x, thread blocks of a cluster, of an SM) or "none".
+  // The plan of a prepared shape in a word, for people: "cublaslt", "stream-..." (of our own) or "none".
   std::string describe(const CudaLinearParams& params) const;
 
  private:

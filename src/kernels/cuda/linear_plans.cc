@@ -41,7 +41,8 @@ std::optional<LinearShape> to_shape(const nlohmann::json& json) {
   const auto dtype = parse_float_dtype(json[0].get<std::string>());
   const auto y_dtype = parse_float_dtype(json[1].get<std::string>());
   if (!dtype.ok() || !y_dtype.ok() || !json[7].is_boolean() || !json[8].is_boolean()) return std::nullopt;
-  LinearShape s{.dtype = *dtype, .y_dtype = *y_dtype, .has_bias = json[7].get<bool>(), .accumulate = json[8].get<bool>()};
+  LinearShape s{
+      .dtype = *dtype, .y_dtype = *y_dtype, .has_bias = json[7].get<bool>(), .accumulate = json[8].get<bool>()};
   int64_t* const sizes[] = {&s.rows, &s.cols, &s.num_rows, &s.x_row_stride, &s.y_row_stride};
   for (int i = 0; i < 5; ++i) {
     const auto n = number(json[i + 2]);

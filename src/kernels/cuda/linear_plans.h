@@ -24,12 +24,13 @@ struct LinearShape {
 
 LinearShape shape_of(const CudaLinearParams& params);
 
-// Numbers of rows share plans: 1, 2, 4, 8, 16 and from there on two in each doubling. The next that is not below num_rows.
+// Numbers of rows share plans: 1, 2, 4, 8, 16 and from there on two in each doubling. The next that is not below
+// num_rows.
 int64_t planned_num_rows(int64_t num_rows);
 
 struct LinearPlan {
-  bool stream = false;                 // by run_stream_linear, else by cuBLASLt
-  StreamLinearPlan stream_plan;        // stream
+  bool stream = false;                  // by run_stream_linear, else by cuBLASLt
+  StreamLinearPlan stream_plan;         // stream
   std::array<uint64_t, 8> algorithm{};  // else: a cublasLtMatmulAlgo_t
 
   bool operator==(const LinearPlan&) const = default;

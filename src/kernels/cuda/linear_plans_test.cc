@@ -53,9 +53,9 @@ TEST_F(LinearPlansTest, TakesNothingFromABrokenFile) {
     write(text.substr(0, length));
     EXPECT_TRUE(read_linear_plans(path_, machine_).empty()) << "cut to " << length;
   }
-  const std::pair<std::string, std::string> changes[] = {{"4096", "-4096"},  {"4096", "\"4096\""}, {"\"shape\"", "\"form\""},
-                                                         {"bfloat16", "b16"}, {"true", "1"},        {"\"plans\"", "\"plan\""},
-                                                         {"\"stream\"", "\"flow\""}};
+  const std::pair<std::string, std::string> changes[] = {
+      {"4096", "-4096"}, {"4096", "\"4096\""},      {"\"shape\"", "\"form\""}, {"bfloat16", "b16"},
+      {"true", "1"},     {"\"plans\"", "\"plan\""}, {"\"stream\"", "\"flow\""}};
   for (const auto& [from, to] : changes) {
     std::string changed = text;
     changed.replace(changed.find(from), from.size(), to);

@@ -43,7 +43,8 @@ class LinearCudaTest : public CudaKernelTest {
     for (int64_t n = 0; n < num_rows; ++n) {
       for (int64_t c = cols; c < x_stride; ++c) padded[n * x_stride + c] = NAN;
     }
-    p.x = upload(padded, dtype), p.weight = upload(weight, dtype), p.bias = upload(bias), p.y = upload(p.before, y_dtype);
+    p.x = upload(padded, dtype), p.weight = upload(weight, dtype), p.bias = upload(bias),
+    p.y = upload(p.before, y_dtype);
     p.params = {.dtype = dtype,
                 .x = p.x.data(),
                 .x_row_stride = x_stride,
@@ -94,8 +95,8 @@ class LinearCudaTest : public CudaKernelTest {
 
   static testing::Message words(const Problem& p) {
     return testing::Message() << p.params.dtype << " to " << p.params.y_dtype << ", " << p.params.num_rows << " x "
-                              << p.params.cols << " by " << p.params.rows
-                              << (p.params.bias != nullptr ? ", bias" : "") << (p.params.accumulate ? ", added" : "");
+                              << p.params.cols << " by " << p.params.rows << (p.params.bias != nullptr ? ", bias" : "")
+                              << (p.params.accumulate ? ", added" : "");
   }
 
   int64_t random_num_rows() { return one_of<int64_t>({0, 1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 128}); }

@@ -107,7 +107,8 @@ template <typename X, typename Out, int kLanes>
 Status launch_short_rows(const CudaRmsNormParams& p, CUstream_st* stream) {
   constexpr int kRows = kShortRowThreads / kLanes;
   const auto blocks = static_cast<unsigned>((p.num_groups * p.rows + kRows - 1) / kRows);
-  return launch_early("rms_norm", rms_norm_short_rows<X, Out, kLanes>, {.grid = dim3(blocks), .threads = kShortRowThreads}, stream, p);
+  return launch_early("rms_norm", rms_norm_short_rows<X, Out, kLanes>,
+                      {.grid = dim3(blocks), .threads = kShortRowThreads}, stream, p);
 }
 
 template <typename X, typename Out>
@@ -126,9 +127,11 @@ Status launch(const CudaRmsNormParams& p, CUstream_st* stream) {
   if (threads <= 16) return launch_short_rows<X, Out, 16>(p, stream);
   if (threads <= 32) return launch_short_rows<X, Out, 32>(p, stream);
   if (threads <= kMaxThreads) {
-    return launch_early("rms_norm", rms_norm_rows<X, Out, 1>, {.grid = rows, .threads = whole_warps(threads)}, stream, p);
+    return launch_early("rms_norm", rms_norm_rows<X, Out, 1>, {.grid = rows, .threads = whole_warps(threads)}, stream,
+                        p);
   }
-  return launch_early("rms_norm", rms_norm_rows<X, Out, 2>, {.grid = rows, .threads = whole_warps((threads + 1) / 2)}, stream, p);
+  return launch_early("rms_norm", rms_norm_rows<X, Out, 2>, {.grid = rows, .threads = whole_warps((threads + 1) / 2)},
+                      stream, p);
 }
 
 Status check(const CudaRmsNormParams& p) {

@@ -29,7 +29,8 @@ Status launch(const CudaGatherRowsParams& p, CUstream_st* stream) {
   constexpr int64_t kColumns = kThreads * kCount;
   const dim3 grid(static_cast<unsigned>((p.cols + kColumns - 1) / kColumns),
                   static_cast<unsigned>(p.rows < 65535 ? p.rows : 65535));
-  return launch_early("gather_rows", gather_rows_kernel<Table, Out, kCount>, {.grid = grid, .threads = kThreads}, stream, p);
+  return launch_early("gather_rows", gather_rows_kernel<Table, Out, kCount>, {.grid = grid, .threads = kThreads},
+                      stream, p);
 }
 
 Status check(const CudaGatherRowsParams& p) {

@@ -1,6 +1,6 @@
-// A thread block goes from tile to tile of 8 or 16 rows of the weights, its 8 warps side by side along the columns. Each
-// lane copies pieces of 16 bytes into a ring of its own in shared memory, ahead of the sums and across tiles, so that a
-// tile's end never lets the memory rest; x lies in shared memory as a whole.
+// A thread block goes from tile to tile of 8 or 16 rows of the weights, its 8 warps side by side along the columns.
+// Each lane copies pieces of 16 bytes into a ring of its own in shared memory, ahead of the sums and across tiles, so
+// that a tile's end never lets the memory rest; x lies in shared memory as a whole.
 //
 // The weights are the A operand of m16n8k16 and 8 rows of x its B. Where a column stands within an instruction is free
 // as long as both operands agree, so a lane's 16 bytes, 8 neighbouring columns, serve two instructions as they are:
@@ -95,7 +95,7 @@ struct Layout {
   static constexpr int kSumPitch = stream_sum_pitch(kTileRows);
   static constexpr int kSums = kSumPitch * 8 * kXTiles;  // floats of a warp
   // The warps' sums and the cluster's are kept for two tiles in turn.
-  static constexpr int kSumsAt = kStreamRingBytes;  // [2][kWarps][kSums]
+  static constexpr int kSumsAt = kStreamRingBytes;                                      // [2][kWarps][kSums]
   static constexpr int kPartsAt = kSumsAt + 2 * stream_sums_bytes(kTileRows, kXTiles);  // [2][cluster][share]
   static constexpr int kXAt = stream_x_offset(kTileRows, kXTiles);
 };
@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const bool exists = row < p.rows && column + j * 32 < p.cols;
-          copy_piece(ring + (copy_stage * L::kPieces + j * kHalves + half) * 512,
-                     from + (exists ? column + j * 32 : 0), exists);
+          copy_piece(ring + (copy_stage * L::kPieces + j * kHalves + half) * 512, from + (exists ? column + j * 32 : 0),
+                     exists);
         }
       }
       if (++copy_chunk == end) copy_chunk = begin, copy_tile += tile_step;
@@ -274,12 +274,10 @@ Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const Gpu
   const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
   const dim3 grid(static_cast<unsigned>(std::min(tiles, clusters) * plan.cluster),
                   static_cast<unsigned>((p.num_rows + 8 * kXTiles - 1) / (8 * kXTiles)));
-  return launch_early("linear", kernel,
-                      {.grid = grid,
-                       .threads = kThreads,
-                       .shared_bytes = static_cast<size_t>(bytes),
-                       .cluster = plan.cluster},
-                      stream, p);
+  return launch_early(
+      "linear", kernel,
+      {.grid = grid, .threads = kThreads, .shared_bytes = static_cast<size_t>(bytes), .cluster = plan.cluster}, stream,
+      p);
 }
 
 template <typename T, int kTileRows>

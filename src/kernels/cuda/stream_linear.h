@@ -1,5 +1,5 @@
-// y = x W^T for few rows of x, at the memory's speed; and for any number of rows where a row's result must not depend on
-// how many there are.
+// y = x W^T for few rows of x, at the memory's speed; and for any number of rows where a row's result must not depend
+// on how many there are.
 #pragma once
 
 #include "kernels/cuda/linear.h"

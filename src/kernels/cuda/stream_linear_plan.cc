@@ -23,6 +23,10 @@ bool is_valid(const StreamLinearPlan& plan) {
          (plan.blocks_per_sm == 1 || plan.blocks_per_sm == 2);
 }
 
+std::string to_string(const StreamLinearPlan& plan) {
+  return str_cat("stream-", plan.tile_rows, "x", 8 * plan.x_tiles, "-c", plan.cluster, "-b", plan.blocks_per_sm);
+}
+
 int64_t stream_linear_shared_bytes(int64_t cols, int64_t num_rows, const StreamLinearPlan& plan) {
   const int64_t chunks = (cols + kStreamChunk - 1) / kStreamChunk;
   return stream_x_offset(plan.tile_rows, plan.x_tiles) +
@@ -56,8 +60,10 @@ StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, 
   StreamLinearPlan plan;
   while (plan.cluster <= max_cluster(gpu) && !fits(cols, 8, plan, gpu)) plan.cluster *= 2;
   if (plan.cluster > max_cluster(gpu)) {
-    return unimplemented("linear: cols: expected so few that 8 rows fit into shared memory for the same sums in every "
-                         "batch, found ", cols);
+    return unimplemented(
+        "linear: cols: expected so few that 8 rows fit into shared memory for the same sums in every "
+        "batch, found ",
+        cols);
   }
   for (const int x_tiles : {2, 4}) {
     StreamLinearPlan wider = plan;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "base/status.h"
@@ -22,6 +23,9 @@ struct StreamLinearPlan {
 // Of a plan from a file.
 bool is_valid(const StreamLinearPlan& plan);
 
+// "stream-16x8-c1-b1": tile_rows, rows of x at a time, cluster, blocks_per_sm.
+std::string to_string(const StreamLinearPlan& plan);
+
 // Rows of x up to which the kernel may be the fastest.
 inline constexpr int64_t kStreamLinearRows = 32;
 
@@ -34,8 +38,8 @@ StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, 
 // --- What the kernel has in shared memory, in bytes, in this order --------------------------------------------------
 
 inline constexpr int kStreamWarps = 8;
-inline constexpr int kStreamChunk = 64;              // columns of a stage: a line of 128 bytes of each row
-inline constexpr int kStreamRingBytes = 64 * 1024;   // the warps' rings of weights: 48 or 56 KiB are on their way
+inline constexpr int kStreamChunk = 64;             // columns of a stage: a line of 128 bytes of each row
+inline constexpr int kStreamRingBytes = 64 * 1024;  // the warps' rings of weights: 48 or 56 KiB are on their way
 constexpr int stream_stages(int tile_rows) { return kStreamRingBytes / (kStreamWarps * tile_rows * kStreamChunk * 2); }
 // A warp's sums of a tile: 4 floats more for each row of x than there are sums, so that its lanes meet no bank twice.
 constexpr int stream_sum_pitch(int tile_rows) { return tile_rows + 4; }
