@@ -1,9 +1,10 @@
-// The seam between models and attention: one plan per step, one run per layer.
+// The seam between models and attention: one batch and one plan per step, one run per layer.
 //
-// plan() writes everything that depends on the batch (lengths, page tables, slots) into buffers that the backend owns
-// at fixed addresses; run() stores the layer's new K and V and reads only those buffers. Eager execution and the replay
-// of a captured graph are therefore the same code; capture needs nothing but the limits stated when the backend is
-// made.
+// set_batch() brings everything that depends on the batch (lengths, page tables, slots) into buffers that the backend owns
+// at fixed addresses, and plan() makes of it how the device shares the work; run() rotates and stores the layer's new K and
+// V and reads only those buffers. Eager execution and the replay of a captured graph are therefore the same code: a graph
+// holds plan() and every run(), and set_batch() comes before its launch. Capture needs nothing but the limits stated when
+// the backend is made.
 #pragma once
 
 #include <cstdint>
@@ -43,14 +44,14 @@ struct AttentionLayer {
 };
 
 // One step's requests: request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1 of the step, and cache_seqlens[r]
-// keys in all once they are stored. Read during plan() only.
+// keys in all once they are stored. Read during set_batch() only.
 struct AttentionBatch {
   int num_requests = 0;
   int num_tokens = 0;
   int max_seqlen_q = 0;
   const int32_t* cu_seqlens_q = nullptr;   // [num_requests + 1]
   const int32_t* cache_seqlens = nullptr;  // [num_requests]
-  const int32_t* request_slots = nullptr;  // [num_requests], rows of the RequestTable
+  const int32_t* request_slots = nullptr;  // [num_requests], rows of the RequestTable; -1: the dummy request of page 0
   const int32_t* positions = nullptr;      // [num_tokens], of each token in its request
   const int64_t* out_cache_loc = nullptr;  // [num_tokens], where each new token's K and V go: page * page_size + offset
 };
@@ -74,9 +75,14 @@ class AttentionBackend {
   virtual ~AttentionBackend() = default;
   virtual std::string_view name() const = 0;
 
-  // REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its cache_seqlens keys.
-  // On a GPU the work is queued; errors are CUDA's.
-  virtual Status plan(const AttentionBatch& batch, const Stream& stream) = 0;
+  // The step's requests. REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its
+  // cache_seqlens keys. On a GPU this and the rest only queue work, errors are CUDA's, and the batch before must be done on
+  // the device.
+  virtual Status set_batch(const AttentionBatch& batch, const Stream& stream) = 0;
+
+  // Once a step, after set_batch(). On a GPU it may be captured with the run() calls after it; a replay serves any batch
+  // with the same num_requests, num_tokens and max_seqlen_q.
+  virtual Status plan(const Stream& stream) = 0;
 
   // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what precedes
   // it in its request.

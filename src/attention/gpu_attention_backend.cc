@@ -31,7 +31,8 @@ class GpuAttentionBackend final : public AttentionBackend {
                                                             const RequestTable& table, const Stream& stream);
 
   std::string_view name() const override { return options_.kind == AttentionKind::kFlash ? "flash" : "reference"; }
-  Status plan(const AttentionBatch& batch, const Stream& stream) override;
+  Status set_batch(const AttentionBatch& batch, const Stream& stream) override;
+  Status plan(const Stream& stream) override;
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) override;
 
  private:
@@ -57,7 +58,7 @@ class GpuAttentionBackend final : public AttentionBackend {
   const RequestTable& table_;
   std::vector<LayerKind> kinds_;
 
-  // Written by plan(), read by run(): [max_requests + 1], [max_requests], [max_tokens], [max_tokens],
+  // Written by set_batch(), read by plan() and run(): [max_requests + 1], [max_requests], [max_tokens], [max_tokens],
   // [max_requests, max_pages_per_request]; each on the host and on the device.
   struct Array {
     PinnedBuffer host;
@@ -130,7 +131,7 @@ StatusOr<const CudaAttentionKernel*> GpuAttentionBackend::choose(const Attention
   return choose_cuda_attention_kernel(params, gpu_, options_.kind == AttentionKind::kReference ? "naive" : "auto");
 }
 
-Status GpuAttentionBackend::plan(const AttentionBatch& batch, const Stream& stream) {
+Status GpuAttentionBackend::set_batch(const AttentionBatch& batch, const Stream& stream) {
   ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
   ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
   const auto upload = [&](Array& array, const void* from, size_t bytes) {
@@ -148,7 +149,7 @@ Status GpuAttentionBackend::plan(const AttentionBatch& batch, const Stream& stre
   const size_t pitch = static_cast<size_t>(table_.max_pages_per_request()) * sizeof(PageId);
   size_t most = 0;
   for (int request = 0; request < batch.num_requests; ++request) {
-    const std::span<const PageId> pages = table_.pages(batch.request_slots[request]);
+    const std::span<const PageId> pages = table_.pages_or_dummy(batch.request_slots[request]);
     const size_t used = (batch.cache_seqlens[request] + page_size - 1) / page_size;
     ONEPASS_CHECK_LE(used, pages.size());
     std::copy_n(pages.begin(), used, reinterpret_cast<PageId*>(page_table_.host.data() + request * pitch));
@@ -160,6 +161,10 @@ Status GpuAttentionBackend::plan(const AttentionBatch& batch, const Stream& stre
   view_.num_requests = batch.num_requests;
   view_.num_tokens = batch.num_tokens;
   view_.max_seqlen_q = batch.max_seqlen_q;
+  return ok_status();
+}
+
+Status GpuAttentionBackend::plan(const Stream& stream) {
   for (LayerKind& kind : kinds_) {
     const AttentionParams params = planned(kind.layer, view_);
     ONEPASS_ASSIGN_OR_RETURN(kind.kernel, choose(params));

@@ -19,7 +19,7 @@ PagedAttentionBackend::PagedAttentionBackend(const AttentionOptions& options, Kv
       out_cache_loc_(options.max_tokens),
       positions_(options.max_tokens) {}
 
-Status PagedAttentionBackend::plan(const AttentionBatch& batch, const Stream&) {
+Status PagedAttentionBackend::set_batch(const AttentionBatch& batch, const Stream&) {
   ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
   ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
   num_requests_ = batch.num_requests;
@@ -31,7 +31,7 @@ Status PagedAttentionBackend::plan(const AttentionBatch& batch, const Stream&) {
   std::copy_n(batch.positions, batch.num_tokens, positions_.begin());
   const int page_size = pool_.config().page_size;
   for (int request = 0; request < batch.num_requests; ++request) {
-    const std::span<const PageId> pages = table_.pages(batch.request_slots[request]);
+    const std::span<const PageId> pages = table_.pages_or_dummy(batch.request_slots[request]);
     const size_t used = (batch.cache_seqlens[request] + page_size - 1) / page_size;
     ONEPASS_CHECK_LE(used, pages.size());
     std::copy_n(pages.begin(), used,

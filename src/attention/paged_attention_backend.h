@@ -13,7 +13,9 @@ class PagedAttentionBackend : public AttentionBackend {
  public:
   PagedAttentionBackend(const AttentionOptions& options, KvPool& pool, const RequestTable& table);
 
-  Status plan(const AttentionBatch& batch, const Stream& stream) final;
+  Status set_batch(const AttentionBatch& batch, const Stream& stream) final;
+  // Each kernel shares its work by the lengths that it finds.
+  Status plan(const Stream&) final { return ok_status(); }
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) final;
 
  protected:
@@ -27,7 +29,7 @@ class PagedAttentionBackend : public AttentionBackend {
   KvPool& pool_;
   const RequestTable& table_;
 
-  // Written by plan(), read by run(): sized once, so their addresses never change.
+  // Written by set_batch(), read by run(): sized once, so their addresses never change.
   int num_requests_ = 0;
   int num_tokens_ = 0;
   int max_seqlen_q_ = 0;

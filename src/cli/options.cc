@@ -60,6 +60,8 @@ void EngineOptions::add_to(CLI::App& app) {
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
+  app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
+               "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");
 }
 
 StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
@@ -77,6 +79,7 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   options.context_length = context_length_;
   options.max_tokens_per_step = chunk_size_;
   options.gpu_memory_fraction = mem_fraction_;
+  options.cuda_graphs = !disable_cuda_graph_;
   return options;
 }
 

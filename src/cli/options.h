@@ -40,6 +40,7 @@ class EngineOptions {
   int context_length_ = 0;
   int chunk_size_ = 512;
   double mem_fraction_ = 0.9;
+  bool disable_cuda_graph_ = false;
 };
 
 // --temperature, --top-k, ...: what is not given on the command line comes from the model's generation_config.json.

@@ -94,7 +94,21 @@ Status ModelRunner::allocate() {
                                    .layers = decoder_->attention_layers(),
                                    .activation_dtype = ops_->activation_dtype()};
   ONEPASS_ASSIGN_OR_RETURN(backend_, make_attention_backend(attention, pool_, table_, stream_));
+  if (options_.device.kind == DeviceKind::kCuda && options_.cuda_graphs) return capture_graphs();
   return ok_status();
+}
+
+Status ModelRunner::capture_graphs() {
+  ForwardInput input;
+  const auto prepare = [&](int size) -> Status {
+    padded_.clear();
+    padded_.max_seqlen_q = 1;
+    padded_.pad(size);
+    ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_));
+    return ok_status();
+  };
+  graphs_ = DecodeGraphs(std::min(options_.max_requests, options_.max_outputs_per_step));
+  return graphs_.capture(cuda_stream_, prepare, [&](int) { return queue_step(input); });
 }
 
 StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv) const {
@@ -135,15 +149,35 @@ std::string ModelRunner::device_description() const {
   return gpu.ok() ? str_cat(device, ": ", gpu->name) : device;
 }
 
+StatusOr<ForwardInput> ModelRunner::set_inputs(const Batch& batch) {
+  ONEPASS_RETURN_IF_ERROR(backend_->set_batch(batch.attention(), stream_));
+  return transfer_.upload(batch, stream_);
+}
+
+Status ModelRunner::queue_step(const ForwardInput& input) {
+  ONEPASS_RETURN_IF_ERROR(backend_->plan(stream_));
+  return decoder_->forward(input, *ops_, *backend_, transfer_.logits(), workspace_, stream_);
+}
+
 StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
   const int num_outputs = static_cast<int>(batch.output_rows.size());
   ONEPASS_CHECK_LE(batch.num_tokens(), options_.max_tokens_per_step);
   ONEPASS_CHECK_LE(num_outputs, options_.max_outputs_per_step);
   // The scheduler's thread is not the one that loaded the model.
   if (stream_.device.kind == DeviceKind::kCuda) ONEPASS_RETURN_IF_ERROR(set_current_gpu(stream_.device.index));
-  ONEPASS_RETURN_IF_ERROR(backend_->plan(batch.attention(), stream_));
-  ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, transfer_.upload(batch, stream_));
-  ONEPASS_RETURN_IF_ERROR(decoder_->forward(input, *ops_, *backend_, transfer_.logits(), workspace_, stream_));
+
+  // A step of decodes alone is a captured one, with requests that do not matter up to the next size.
+  const bool is_decode = batch.max_seqlen_q == 1 && num_outputs == batch.num_tokens();
+  const std::optional<int> size = is_decode ? graphs_.size_for(num_outputs) : std::nullopt;
+  if (size) {
+    padded_ = batch;
+    padded_.pad(*size);
+    ONEPASS_RETURN_IF_ERROR(set_inputs(padded_).status());
+    ONEPASS_RETURN_IF_ERROR(graphs_.launch(*size, cuda_stream_));
+  } else {
+    ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, set_inputs(batch));
+    ONEPASS_RETURN_IF_ERROR(queue_step(input));
+  }
   return transfer_.download(num_outputs, stream_);
 }
 

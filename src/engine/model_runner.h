@@ -9,6 +9,7 @@
 
 #include "attention/attention_backend.h"
 #include "engine/batch.h"
+#include "engine/decode_graphs.h"
 #include "engine/step_transfer.h"
 #include "kv_cache/kv_pool.h"
 #include "kv_cache/request_table.h"
@@ -34,6 +35,7 @@ struct ModelRunnerOptions {
   int max_requests = 1;             // sequences alive at the same time
   int64_t kv_tokens = 0;            // 0: max_requests times the context length, or what kv_memory_fraction allows
   double kv_memory_fraction = 1.0;  // on the CPU, with kv_tokens 0: of the machine's memory, at most
+  bool cuda_graphs = true;  // decode steps on a GPU are captured at the start and replayed
   double gpu_memory_fraction = 0.9;  // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
   int max_tokens_per_step = 512;    // longer prompts are computed in chunks of this many
   int max_outputs_per_step = 0;     // rows of logits of one step; 0: max_requests
@@ -69,6 +71,11 @@ class ModelRunner {
               RequestTable table);
 
   Status allocate();
+  Status capture_graphs();
+  // Brings a step's inputs to the device; a graph's launch comes after it.
+  StatusOr<ForwardInput> set_inputs(const Batch& batch);
+  // The step's work on the device, its inputs being there: what a graph holds.
+  Status queue_step(const ForwardInput& input);
   // The KV cache's pages: as many as the options ask for, or the memory holds.
   StatusOr<int> count_pages(const KvPoolConfig& kv) const;
 
@@ -83,6 +90,8 @@ class ModelRunner {
   std::unique_ptr<AttentionBackend> backend_;
   DecoderWorkspace workspace_;
   StepTransfer transfer_;
+  DecodeGraphs graphs_;
+  Batch padded_;  // scratch
 };
 
 }  // namespace onepass

@@ -33,6 +33,11 @@ PinnedBuffer::~PinnedBuffer() = default;
 StatusOr<CudaStream> CudaStream::create() { return no_cuda(); }
 CudaStream::~CudaStream() = default;
 
+Status CudaStream::synchronize() const { return no_cuda(); }
+StatusOr<CudaGraph> CudaGraph::capture(const CudaStream&, absl::FunctionRef<Status()>) { return no_cuda(); }
+CudaGraph::~CudaGraph() = default;
+Status CudaGraph::launch(const CudaStream&) const { return no_cuda(); }
+
 Status copy_async(void*, const void*, size_t, CUstream_st*) { return no_cuda(); }
 Status copy_rows_async(void*, size_t, const void*, size_t, size_t, size_t, CUstream_st*) { return no_cuda(); }
 Status synchronize(CUstream_st*) { return no_cuda(); }
