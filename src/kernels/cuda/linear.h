@@ -28,7 +28,7 @@ struct CudaLinearParams {
   void* y = nullptr;             // [num_rows, rows]
   DType y_dtype = DType::kBF16;  // float32, or that of x
   int64_t y_row_stride = 0;
-  bool accumulate = false;  // y += instead of y =: the residual
+  bool accumulate = false;  // y += instead of y =: the residual; what is added may be rounded to y_dtype first
 };
 
 // The library, its handle, its workspace and the plan of each shape that was asked for. Sums are kept in float32. Used
