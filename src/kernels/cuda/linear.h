@@ -32,8 +32,8 @@ struct CudaLinearParams {
 };
 
 // The library, its handle, its workspace and the plan of each shape that was asked for. Sums are kept in float32. Used
-// by one thread and one stream at a time; run() may be captured once its shape has been prepared. Weights and biases
-// are read before earlier work of the stream has ended: what writes them has ended before run().
+// by one thread and one stream at a time; run() may be captured once its shape has been prepared. Weights are read
+// before earlier work of the stream has ended: what writes them has ended before run().
 class CudaLinear {
  public:
   struct Options {

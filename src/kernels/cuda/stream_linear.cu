@@ -40,7 +40,7 @@ __device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uin
 constexpr uint64_t kEvictNormal = 0x1000000000000000ull;
 constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
 
-// 16 bytes of weights or zeros.
+// 16 bytes, or zeros.
 __device__ inline void copy_piece(uint32_t shared, const void* global, bool exists, uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
                "r"(exists ? 16 : 0), "l"(policy)
@@ -154,14 +154,15 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
   wait_for_earlier_kernels();
   const int pitch = static_cast<int>((all_chunks + blocks - 1) / blocks * kChunk * 2 + kStreamXPadding);
   const int pieces = (block_end - block_begin) * (kChunk / 8);
-#pragma unroll 4
   for (int i = threadIdx.x; i < x_rows * pieces; i += kThreads) {
     const int row = i / pieces, piece = i % pieces;
     const int64_t column = int64_t{block_begin} * kChunk + piece * 8;
-    const T* from = static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + column;
-    *reinterpret_cast<uint4*>(shared + L::kXAt + row * pitch + piece * 16) =
-        column < p.cols ? __ldcg(reinterpret_cast<const uint4*>(from)) : uint4{0, 0, 0, 0};
+    const bool exists = column < p.cols;
+    const T* from = static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
+    copy_piece(shared_base + L::kXAt + row * pitch + piece * 16, from, exists, kEvictNormal);
   }
+  end_copy_group();
+  wait_for_copies<0>();
   __syncthreads();
 
   const auto write_out = [&](int tile, int output, float sum) {
