@@ -131,6 +131,7 @@ std::vector<LinearPlan> CudaLinear::Impl::candidates(const CudaLinearParams& par
 // Where there is no memory to try them: the first.
 StatusOr<LinearPlan> CudaLinear::Impl::fastest(const CudaLinearParams& params, const std::vector<LinearPlan>& plans) {
   std::vector<LinearRun> runs;
+  runs.reserve(plans.size());
   for (const LinearPlan& plan : plans) {
     runs.emplace_back([this, &plan](const CudaLinearParams& p, CUstream_st* stream) { return run(plan, p, stream); });
   }
@@ -205,7 +206,7 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
     ONEPASS_RETURN_IF_ERROR(prepare(params));
     it = plans_.find(planned);
   }
-  const Status status = run(it->second, params, stream);
+  Status status = run(it->second, params, stream);
   if (!absl::IsUnimplemented(status) || params.num_rows == planned.num_rows) return status;
   ONEPASS_ASSIGN_OR_RETURN(const auto algorithms, cublaslt_->algorithms(params, 1));
   if (algorithms.empty()) return status;

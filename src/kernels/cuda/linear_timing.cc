@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
+#include <memory>
 
 #include "kernels/cuda/fill_random.h"
 #include "tensor/cuda/cuda_buffer.h"
@@ -71,7 +71,7 @@ StatusOr<std::vector<double>> time_linear(const CudaLinearParams& params, const 
     ONEPASS_RETURN_IF_ERROR(after.record(stream));
     return after.seconds_since(before);
   };
-  std::vector<std::optional<CudaGraph>> graphs(runs.size());
+  std::vector<std::unique_ptr<CudaGraph>> graphs(runs.size());
   std::vector<double> best(runs.size(), HUGE_VAL);
   Status first_error;
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -84,7 +84,7 @@ StatusOr<std::vector<double>> time_linear(const CudaLinearParams& params, const 
     // The first launch makes the graph ready and proves that it runs.
     const Status status = graph.ok() ? time(*graph).status() : graph.status();
     if (status.ok()) {
-      graphs[i] = std::move(*graph);
+      graphs[i] = std::make_unique<CudaGraph>(std::move(*graph));
     } else if (first_error.ok()) {
       first_error = status;
     }
@@ -92,7 +92,7 @@ StatusOr<std::vector<double>> time_linear(const CudaLinearParams& params, const 
   // In turns, as a GPU's clock changes.
   for (int round = 0; round < kRounds; ++round) {
     for (size_t i = 0; i < runs.size(); ++i) {
-      if (!graphs[i].has_value()) continue;
+      if (graphs[i] == nullptr) continue;
       ONEPASS_ASSIGN_OR_RETURN(const double seconds, time(*graphs[i]));
       best[i] = std::min(best[i], seconds / static_cast<double>(rounds * copies));
     }
