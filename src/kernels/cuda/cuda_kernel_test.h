@@ -5,7 +5,7 @@
 
 #include <cmath>
 #include <initializer_list>
-#include <optional>
+#include <memory>
 #include <random>
 #include <span>
 #include <vector>
@@ -26,7 +26,7 @@ class CudaKernelTest : public testing::Test {
     gpu_ = cuda.gpus.front();
     StatusOr<CudaStream> stream = CudaStream::create();
     ASSERT_TRUE(stream.ok()) << stream.status();
-    stream_ = std::move(*stream);
+    stream_ = std::make_unique<CudaStream>(std::move(*stream));
   }
 
   // Numbers that `dtype` represents exactly.
@@ -71,7 +71,7 @@ class CudaKernelTest : public testing::Test {
 
   std::mt19937_64 rng_{3};
   GpuInfo gpu_;
-  std::optional<CudaStream> stream_;
+  std::unique_ptr<CudaStream> stream_;
 };
 
 }  // namespace onepass

@@ -1,29 +1,23 @@
 #include "kernels/cuda/linear.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <map>
-#include <optional>
 #include <vector>
 
 #include "base/log.h"
 #include "kernels/cuda/cublaslt_linear.h"
-#include "kernels/cuda/fill_random.h"
 #include "kernels/cuda/linear_plans.h"
+#include "kernels/cuda/linear_timing.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/stream_linear.h"
 #include "tensor/cuda/cuda_status.h"
-#include "tensor/cuda/cuda_stream.h"
 #include "tensor/cuda/gpu_context.h"
 
 namespace onepass {
 namespace {
 
 constexpr int kAlgorithms = 8;  // of cuBLASLt that are timed; its first guess is right in most cases, and within 10%
-constexpr int kRounds = 5;
-constexpr double kSlow = 1e-3;  // seconds: what takes longer is timed twice only
 
 Status check(const CudaLinearParams& p) {
   const auto error = [](const char* what, const auto&... parts) {
@@ -60,34 +54,6 @@ Status check_addresses(const CudaLinearParams& p) {
     }
   }
   return ok_status();
-}
-
-// Memory to time a shape in: everything but the weights, where those are known.
-struct Rehearsal {
-  CudaLinearParams params;
-  CudaBuffer x, y, weight, bias, flush;
-};
-
-StatusOr<Rehearsal> rehearse(const CudaLinearParams& p, const GpuInfo& gpu, CUstream_st* stream) {
-  Rehearsal r{.params = p};
-  const auto filled = [&](CudaBuffer& buffer, DType dtype, int64_t elements) -> Status {
-    ONEPASS_ASSIGN_OR_RETURN(buffer, CudaBuffer::allocate(elements * size_of(dtype)));
-    return run_fill_random_cuda({.data = buffer.data(), .dtype = dtype, .elements = elements}, stream);
-  };
-  ONEPASS_RETURN_IF_ERROR(filled(r.x, p.dtype, p.num_rows * p.x_row_stride));
-  ONEPASS_RETURN_IF_ERROR(filled(r.y, p.y_dtype, p.num_rows * p.y_row_stride));
-  r.params.x = r.x.data(), r.params.y = r.y.data();
-  if (p.weight == nullptr) {
-    ONEPASS_RETURN_IF_ERROR(filled(r.weight, p.dtype, p.rows * p.cols));
-    r.params.weight = r.weight.data();
-  }
-  if (p.bias != nullptr) {
-    ONEPASS_RETURN_IF_ERROR(filled(r.bias, DType::kF32, p.rows));
-    r.params.bias = r.bias.as<float>();
-  }
-  // Writing twice the L2 cache leaves nothing of the weights there.
-  ONEPASS_ASSIGN_OR_RETURN(r.flush, CudaBuffer::allocate(2 * gpu.l2_cache_bytes));
-  return r;
 }
 
 }  // namespace
@@ -162,40 +128,20 @@ std::vector<LinearPlan> CudaLinear::Impl::candidates(const CudaLinearParams& par
   return plans;
 }
 
-// The fastest of those that run, in turns, with cold caches. Where there is no memory to try: the first.
+// Where there is no memory to try them: the first.
 StatusOr<LinearPlan> CudaLinear::Impl::fastest(const CudaLinearParams& params, const std::vector<LinearPlan>& plans) {
-  ONEPASS_ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::create());
-  const StatusOr<Rehearsal> rehearsal = rehearse(params, gpu_, stream.get());
-  if (!rehearsal.ok()) {
-    log_debug(str_cat("linear: plans are not timed: ", rehearsal.status().message()));
+  std::vector<LinearRun> runs;
+  runs.reserve(plans.size());
+  for (const LinearPlan& plan : plans) {
+    runs.emplace_back([this, &plan](const CudaLinearParams& p, CUstream_st* stream) { return run(plan, p, stream); });
+  }
+  const StatusOr<std::vector<double>> seconds = time_linear(params, gpu_, runs);
+  if (absl::IsResourceExhausted(seconds.status())) {
+    log_debug(std::string(seconds.status().message()));
     return plans.front();
   }
-  ONEPASS_ASSIGN_OR_RETURN(CudaEvent before, CudaEvent::create());
-  ONEPASS_ASSIGN_OR_RETURN(CudaEvent after, CudaEvent::create());
-  const auto time = [&](const LinearPlan& plan) -> StatusOr<double> {
-    ONEPASS_RETURN_IF_ERROR(cuda_status(
-        cudaMemsetAsync(rehearsal->flush.data(), 0, rehearsal->flush.size(), stream.get()), "cudaMemsetAsync"));
-    ONEPASS_RETURN_IF_ERROR(before.record(stream));
-    ONEPASS_RETURN_IF_ERROR(run(plan, rehearsal->params, stream.get()));
-    ONEPASS_RETURN_IF_ERROR(after.record(stream));
-    return after.seconds_since(before);
-  };
-  std::vector<double> best(plans.size(), HUGE_VAL);
-  Status first_error;
-  for (int round = 0; round <= kRounds; ++round) {
-    const bool slow = round > 1 && *std::min_element(best.begin(), best.end()) > kSlow;
-    if (slow && round > 2) break;
-    for (size_t i = 0; i < plans.size(); ++i) {
-      if (round > 0 && best[i] == HUGE_VAL) continue;
-      const StatusOr<double> seconds = time(plans[i]);
-      if (!seconds.ok() && first_error.ok()) first_error = seconds.status();
-      // The first time counts only as a proof that it runs.
-      best[i] = !seconds.ok() ? HUGE_VAL : round == 0 ? 1e9 : std::min(best[i], *seconds);
-    }
-  }
-  const auto fastest = std::min_element(best.begin(), best.end());
-  if (*fastest == HUGE_VAL) return first_error;
-  return plans[fastest - best.begin()];
+  if (!seconds.ok()) return seconds.status();
+  return plans[std::min_element(seconds->begin(), seconds->end()) - seconds->begin()];
 }
 
 Status CudaLinear::Impl::plan(const CudaLinearParams& params) {
@@ -260,7 +206,7 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
     ONEPASS_RETURN_IF_ERROR(prepare(params));
     it = plans_.find(planned);
   }
-  const Status status = run(it->second, params, stream);
+  Status status = run(it->second, params, stream);
   if (!absl::IsUnimplemented(status) || params.num_rows == planned.num_rows) return status;
   ONEPASS_ASSIGN_OR_RETURN(const auto algorithms, cublaslt_->algorithms(params, 1));
   if (algorithms.empty()) return status;

@@ -28,12 +28,12 @@ struct CudaLinearParams {
   void* y = nullptr;             // [num_rows, rows]
   DType y_dtype = DType::kBF16;  // float32, or that of x
   int64_t y_row_stride = 0;
-  bool accumulate = false;  // y += instead of y =: the residual
+  bool accumulate = false;  // y += instead of y =: the residual; what is added may be rounded to y_dtype first
 };
 
 // The library, its handle, its workspace and the plan of each shape that was asked for. Sums are kept in float32. Used
-// by one thread and one stream at a time; run() may be captured once its shape has been prepared. Weights and biases
-// are read before earlier work of the stream has ended: what writes them has ended before run().
+// by one thread and one stream at a time; run() may be captured once its shape has been prepared. Weights are read
+// before earlier work of the stream has ended: what writes them has ended before run().
 class CudaLinear {
  public:
   struct Options {

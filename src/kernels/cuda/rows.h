@@ -1,5 +1,5 @@
-// Rows picked by an index on a GPU: token ids to vectors (the twin of kernels/embedding.h), and the rows of a step whose
-// logits are wanted.
+// Rows picked by an index on a GPU: token ids to vectors (the twin of kernels/embedding.h), and the rows of a step
+// whose logits are wanted.
 #pragma once
 
 #include <cstdint>

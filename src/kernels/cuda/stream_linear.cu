@@ -36,11 +36,14 @@ __device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uin
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// 16 bytes of weights, which nothing reads a second time, or zeros.
-__device__ inline void copy_piece(uint32_t shared, const void* global, bool exists) {
-  constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
+// What the L2 cache should do with a line: what createpolicy.fractional makes of evict_normal and evict_first.
+constexpr uint64_t kEvictNormal = 0x1000000000000000ull;
+constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
+
+// 16 bytes, or zeros.
+__device__ inline void copy_piece(uint32_t shared, const void* global, bool exists, uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
-               "r"(exists ? 16 : 0), "l"(kEvictFirst)
+               "r"(exists ? 16 : 0), "l"(policy)
                : "memory");
 }
 __device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -125,6 +128,7 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
   // The copies run ahead of the sums by kStages - 1 stages.
   const uint32_t ring = shared_base + warp * (kStreamRingBytes / kWarps) + lane * 16;
   const T* const weight = static_cast<const T*>(p.weight);
+  const uint64_t policy = gridDim.y == 1 ? kEvictFirst : kEvictNormal;  // whether they are read a second time
   int copy_tile = begin < end ? first_tile : tiles, copy_chunk = begin, copy_stage = 0;
   const auto copy_next = [&] {
     if (copy_tile < tiles) {
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
         for (int j = 0; j < 2; ++j) {
           const bool exists = row < p.rows && column + j * 32 < p.cols;
           copy_piece(ring + (copy_stage * L::kPieces + j * kHalves + half) * 512, from + (exists ? column + j * 32 : 0),
-                     exists);
+                     exists, policy);
         }
       }
       if (++copy_chunk == end) copy_chunk = begin, copy_tile += tile_step;
@@ -150,14 +154,15 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
   wait_for_earlier_kernels();
   const int pitch = static_cast<int>((all_chunks + blocks - 1) / blocks * kChunk * 2 + kStreamXPadding);
   const int pieces = (block_end - block_begin) * (kChunk / 8);
-#pragma unroll 4
   for (int i = threadIdx.x; i < x_rows * pieces; i += kThreads) {
     const int row = i / pieces, piece = i % pieces;
     const int64_t column = int64_t{block_begin} * kChunk + piece * 8;
-    const T* from = static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + column;
-    *reinterpret_cast<uint4*>(shared + L::kXAt + row * pitch + piece * 16) =
-        column < p.cols ? __ldcg(reinterpret_cast<const uint4*>(from)) : uint4{0, 0, 0, 0};
+    const bool exists = column < p.cols;
+    const T* from = static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
+    copy_piece(shared_base + L::kXAt + row * pitch + piece * 16, from, exists, kEvictNormal);
   }
+  end_copy_group();
+  wait_for_copies<0>();
   __syncthreads();
 
   const auto write_out = [&](int tile, int output, float sum) {

@@ -6,6 +6,7 @@ namespace onepass {
 namespace {
 
 constexpr int64_t kReservedBytes = 1024;  // that the driver takes of an SM's shared memory for each block
+constexpr int64_t kMuchX = 8192;          // elements of x whose way to every SM begins to tell
 
 int max_cluster(const GpuInfo& gpu) { return gpu.compute_capability >= 90 ? 8 : 1; }
 
@@ -42,14 +43,13 @@ std::vector<StreamLinearPlan> stream_linear_plans(int64_t rows, int64_t cols, in
     const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
     for (const int blocks_per_sm : {1, 2}) {
       StreamLinearPlan plan{.tile_rows = tile_rows, .x_tiles = x_tiles, .blocks_per_sm = blocks_per_sm};
-      while (plan.cluster <= max_cluster(gpu) && !fits(cols, num_rows, plan, gpu)) plan.cluster *= 2;
-      if (plan.cluster > max_cluster(gpu)) continue;
-      plans.push_back(plan);
-      // Few tiles leave SMs without work: there, two blocks for each.
-      if (tiles * plan.cluster * 2 <= int64_t{gpu.multiprocessors} * blocks_per_sm &&
-          plan.cluster * 2 <= max_cluster(gpu)) {
-        plan.cluster *= 2;
+      // A larger cluster than x needs spreads few tiles over all SMs, and its blocks read less of x each.
+      const bool few_tiles = tiles < int64_t{gpu.multiprocessors} * blocks_per_sm;
+      int more = few_tiles || num_rows * cols > kMuchX ? 3 : 1;
+      for (; plan.cluster <= max_cluster(gpu) && more > 0; plan.cluster *= 2) {
+        if (!fits(cols, num_rows, plan, gpu)) continue;
         plans.push_back(plan);
+        --more;
       }
     }
   }
@@ -57,19 +57,19 @@ std::vector<StreamLinearPlan> stream_linear_plans(int64_t rows, int64_t cols, in
 }
 
 StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, const GpuInfo& gpu) {
-  StreamLinearPlan plan;
-  while (plan.cluster <= max_cluster(gpu) && !fits(cols, 8, plan, gpu)) plan.cluster *= 2;
-  if (plan.cluster > max_cluster(gpu)) {
-    return unimplemented(
-        "linear: cols: expected so few that 8 rows fit into shared memory for the same sums in every "
-        "batch, found ",
-        cols);
-  }
-  for (const int x_tiles : {2, 4}) {
-    StreamLinearPlan wider = plan;
-    wider.x_tiles = x_tiles;
-    if (num_rows > 4 * x_tiles && fits(cols, num_rows, wider, gpu)) plan = wider;
-  }
+  // The cluster is that with which 32 rows fit at a time, or 16, or 8.
+  StreamLinearPlan plan{.x_tiles = 8};
+  do {
+    plan.x_tiles /= 2;
+    if (plan.x_tiles == 0) {
+      return unimplemented(
+          "linear: cols: expected so few that 8 rows fit into shared memory for the same sums in every batch, found ",
+          cols);
+    }
+    plan.cluster = 1;
+    while (plan.cluster <= max_cluster(gpu) && !fits(cols, 8 * plan.x_tiles, plan, gpu)) plan.cluster *= 2;
+  } while (plan.cluster > max_cluster(gpu));
+  while (plan.x_tiles > 1 && num_rows <= 4 * plan.x_tiles) plan.x_tiles /= 2;
   plan.blocks_per_sm = 2;
   if (!fits(cols, num_rows, plan, gpu)) plan.blocks_per_sm = 1;
   return plan;
