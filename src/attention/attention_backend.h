@@ -1,10 +1,10 @@
 // The seam between models and attention: one batch and one plan per step, one run per layer.
 //
-// set_batch() brings everything that depends on the batch (lengths, page tables, slots) into buffers that the backend owns
-// at fixed addresses, and plan() makes of it how the device shares the work; run() rotates and stores the layer's new K and
-// V and reads only those buffers. Eager execution and the replay of a captured graph are therefore the same code: a graph
-// holds plan() and every run(), and set_batch() comes before its launch. Capture needs nothing but the limits stated when
-// the backend is made.
+// set_batch() brings everything that depends on the batch (lengths, page tables, slots) into buffers that the backend
+// owns at fixed addresses, and plan() makes of it how the device shares the work; run() rotates and stores the layer's
+// new K and V and reads only those buffers. Eager execution and the replay of a captured graph are therefore the same
+// code: a graph holds plan() and every run(), and set_batch() comes before its launch. Capture needs nothing but the
+// limits stated when the backend is made.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,8 @@ struct AttentionBatch {
   const int64_t* out_cache_loc = nullptr;  // [num_tokens], where each new token's K and V go: page * page_size + offset
 };
 
-// One layer's activations, in the device's memory: what the projections gave, q [num_tokens, num_heads, head_dim], k and v
-// [num_tokens, num_kv_heads, ...], which are changed; and out [num_tokens, num_heads, head_dim_v]. Row strides in
+// One layer's activations, in the device's memory: what the projections gave, q [num_tokens, num_heads, head_dim], k
+// and v [num_tokens, num_kv_heads, ...], which are changed; and out [num_tokens, num_heads, head_dim_v]. Row strides in
 // elements; heads lie side by side.
 struct AttentionInputs {
   void* q = nullptr;
@@ -76,16 +76,16 @@ class AttentionBackend {
   virtual std::string_view name() const = 0;
 
   // The step's requests. REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its
-  // cache_seqlens keys. On a GPU this and the rest only queue work, errors are CUDA's, and the batch before must be done on
-  // the device.
+  // cache_seqlens keys. On a GPU this and the rest only queue work, errors are CUDA's, and the batch before must be
+  // done on the device.
   virtual Status set_batch(const AttentionBatch& batch, const Stream& stream) = 0;
 
-  // Once a step, after set_batch(). On a GPU it may be captured with the run() calls after it; a replay serves any batch
-  // with the same num_requests, num_tokens and max_seqlen_q.
+  // Once a step, after set_batch(). On a GPU it may be captured with the run() calls after it; a replay serves any
+  // batch with the same num_requests, num_tokens and max_seqlen_q.
   virtual Status plan(const Stream& stream) = 0;
 
-  // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what precedes
-  // it in its request.
+  // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what
+  // precedes it in its request.
   virtual Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) = 0;
 };
 

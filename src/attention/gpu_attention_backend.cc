@@ -68,7 +68,6 @@ class GpuAttentionBackend final : public AttentionBackend {
   AttentionPlanView view_;
 };
 
-
 StatusOr<std::unique_ptr<AttentionBackend>> GpuAttentionBackend::create(const AttentionOptions& options, KvPool& pool,
                                                                         const RequestTable& table,
                                                                         const Stream& stream) {
@@ -173,8 +172,8 @@ Status GpuAttentionBackend::plan(const Stream& stream) {
     if (scratch.size() < bytes) {
       ONEPASS_ASSIGN_OR_RETURN(scratch, DeviceBuffer::allocate(bytes, stream.device));
     }
-    ONEPASS_RETURN_IF_ERROR(kind.kernel->plan(
-        params, gpu_, {scratch.data(), static_cast<int64_t>(scratch.size())}, stream.cuda));
+    ONEPASS_RETURN_IF_ERROR(
+        kind.kernel->plan(params, gpu_, {scratch.data(), static_cast<int64_t>(scratch.size())}, stream.cuda));
   }
   return ok_status();
 }

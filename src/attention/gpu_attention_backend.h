@@ -7,10 +7,9 @@
 
 namespace onepass {
 
-// See make_attention_backend. An error names what no kernel supports. plan() allocates scratch memory when a shape needs
-// more than any before: not while a graph is captured, so each captured shape has been planned once before.
+// See make_attention_backend. An error names what no kernel supports. plan() allocates scratch memory when a shape
+// needs more than any before: not while a graph is captured, so each captured shape has been planned once before.
 StatusOr<std::unique_ptr<AttentionBackend>> make_gpu_attention_backend(const AttentionOptions& options, KvPool& pool,
-                                                                       const RequestTable& table,
-                                                                       const Stream& stream);
+                                                                       const RequestTable& table, const Stream& stream);
 
 }  // namespace onepass

@@ -11,7 +11,8 @@
 
 namespace onepass {
 
-// The graphs share all memory: each reads and writes the buffers that the eager step does. Used by one thread at a time.
+// The graphs share all memory: each reads and writes the buffers that the eager step does. Used by one thread at a
+// time.
 class DecodeGraphs {
  public:
   DecodeGraphs() = default;  // none
@@ -24,8 +25,9 @@ class DecodeGraphs {
   // The smallest size that holds `num_requests`; nothing when there is none.
   std::optional<int> size_for(int num_requests) const;
 
-  // Of each size, from the largest to the smallest: `prepare(size)` brings a step's inputs to the device, `queue(size)` puts
-  // the step on the stream, once to be run, so that whatever it makes at first use is there, and once to be captured.
+  // Of each size, from the largest to the smallest: `prepare(size)` brings a step's inputs to the device, `queue(size)`
+  // puts the step on the stream, once to be run, so that whatever it makes at first use is there, and once to be
+  // captured.
   Status capture(const CudaStream& stream, absl::FunctionRef<Status(int size)> prepare,
                  absl::FunctionRef<Status(int size)> queue);
 

@@ -32,8 +32,7 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
     ONEPASS_RETURN_IF_ERROR(check_gpu(options.device));
     ONEPASS_ASSIGN_OR_RETURN(cuda_stream, CudaStream::create());
   }
-  const Stream stream{
-      .device = options.device, .pool = threads.get(), .isa = options.isa, .cuda = cuda_stream.get()};
+  const Stream stream{.device = options.device, .pool = threads.get(), .isa = options.isa, .cuda = cuda_stream.get()};
 
   ONEPASS_ASSIGN_OR_RETURN(
       std::unique_ptr<Decoder> decoder,
@@ -50,8 +49,7 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
   options.max_tokens_per_step =
       std::max(options.max_requests, static_cast<int>(std::min<int64_t>(options.max_tokens_per_step, all_tokens)));
 
-  RequestTable table(options.max_requests,
-                     static_cast<int>(divide_up(options.context_length, options.page_size)));
+  RequestTable table(options.max_requests, static_cast<int>(divide_up(options.context_length, options.page_size)));
   std::unique_ptr<ModelRunner> runner(
       new ModelRunner(options, std::move(threads), std::move(cuda_stream), std::move(table)));
   runner->decoder_ = std::move(decoder);
@@ -59,8 +57,8 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
   return runner;
 }
 
-ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads,
-                         CudaStream cuda_stream, RequestTable table)
+ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, CudaStream cuda_stream,
+                         RequestTable table)
     : options_(options),
       threads_(std::move(threads)),
       cuda_stream_(std::move(cuda_stream)),
@@ -69,13 +67,13 @@ ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<Thre
 
 // What a step works in; the KV cache last, as it takes what is left.
 Status ModelRunner::allocate() {
-  ONEPASS_ASSIGN_OR_RETURN(ops_, make_decoder_ops({.weights_dtype = decoder_->weights_dtype(),
-                                                   .batch_invariant = options_.deterministic},
-                                                  stream_));
+  ONEPASS_ASSIGN_OR_RETURN(
+      ops_, make_decoder_ops({.weights_dtype = decoder_->weights_dtype(), .batch_invariant = options_.deterministic},
+                             stream_));
   const DecoderWorkspace::Limits limits{.max_tokens = options_.max_tokens_per_step,
                                         .max_outputs = options_.max_outputs_per_step};
-  ONEPASS_ASSIGN_OR_RETURN(
-      workspace_, DecoderWorkspace::create(config(), limits, ops_->activation_dtype(), stream_.device));
+  ONEPASS_ASSIGN_OR_RETURN(workspace_,
+                           DecoderWorkspace::create(config(), limits, ops_->activation_dtype(), stream_.device));
   ONEPASS_ASSIGN_OR_RETURN(transfer_, StepTransfer::create(limits, config().vocab_size, stream_.device));
 
   KvPoolConfig kv = {.num_layers = config().num_layers,
@@ -156,7 +154,7 @@ StatusOr<ForwardInput> ModelRunner::set_inputs(const Batch& batch) {
 
 Status ModelRunner::queue_step(const ForwardInput& input) {
   ONEPASS_RETURN_IF_ERROR(backend_->plan(stream_));
-  return decoder_->forward(input, *ops_, *backend_, transfer_.logits(), workspace_, stream_);
+  return decoder_->forward(input, *ops_, *backend_, workspace_, stream_);
 }
 
 StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {

@@ -35,10 +35,11 @@ struct ModelRunnerOptions {
   int max_requests = 1;             // sequences alive at the same time
   int64_t kv_tokens = 0;            // 0: max_requests times the context length, or what kv_memory_fraction allows
   double kv_memory_fraction = 1.0;  // on the CPU, with kv_tokens 0: of the machine's memory, at most
-  bool cuda_graphs = true;  // decode steps on a GPU are captured at the start and replayed
-  double gpu_memory_fraction = 0.9;  // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
-  int max_tokens_per_step = 512;    // longer prompts are computed in chunks of this many
-  int max_outputs_per_step = 0;     // rows of logits of one step; 0: max_requests
+  bool cuda_graphs = true;          // decode steps on a GPU are captured at the start and replayed
+  double gpu_memory_fraction =
+      0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
+  int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
+  int max_outputs_per_step = 0;   // rows of logits of one step; 0: max_requests
 };
 
 // Used by one thread at a time. Holds the request table and the pool; which pages belong to whom is the Engine's
@@ -58,8 +59,8 @@ class ModelRunner {
   RequestTable& table() { return table_; }
   const KvPool& pool() const { return pool_; }
 
-  // One step: stores the tokens' K and V and returns the logits of batch.output_rows, [rows, vocab_size] float32 in host
-  // memory, valid until the next call (the caller may change them). An error is a GPU's. REQUIRES: token ids below
+  // One step: stores the tokens' K and V and returns the logits of batch.output_rows, [rows, vocab_size] float32 in
+  // host memory, valid until the next call (the caller may change them). An error is a GPU's. REQUIRES: token ids below
   // vocab_size; the batch keeps to the options' limits.
   StatusOr<std::span<float>> forward(const Batch& batch);
 

@@ -35,13 +35,13 @@ class CpuDecoderOps final : public DecoderOps {
   }
 
   Status linear(const void* x, const Linear& linear, int64_t rows, void* y) override {
-    return product(x, linear.weight, linear.bias.data, rows, static_cast<float*>(y), false);
+    return product(x, linear.weight, linear.bias.data, rows, static_cast<float*>(y), linear.weight.rows(), false);
   }
   Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) override {
-    return product(x, linear.weight, linear.bias.data, rows, hidden, true);
+    return product(x, linear.weight, linear.bias.data, rows, hidden, linear.weight.rows(), true);
   }
-  Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits) override {
-    return product(x, weight, nullptr, rows, logits, false);
+  Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) override {
+    return product(x, weight, nullptr, rows, logits, row_stride, false);
   }
 
   Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) override {
@@ -66,14 +66,14 @@ class CpuDecoderOps final : public DecoderOps {
 
  private:
   Status product(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, float* y,
-                 bool accumulate) {
+                 int64_t y_row_stride, bool accumulate) {
     run_linear({.x = static_cast<const float*>(x),
                 .x_row_stride = weight.cols(),
                 .num_rows = rows,
                 .weight = &weight,
                 .bias = bias,
                 .y = y,
-                .y_row_stride = weight.rows(),
+                .y_row_stride = y_row_stride,
                 .accumulate = accumulate},
                workspace_, stream_);
     return ok_status();

@@ -36,7 +36,7 @@ struct Decoder::Step {
   }
 };
 
-Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend, float* logits,
+Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend,
                         DecoderWorkspace& workspace, const Stream& stream) const {
   ONEPASS_CHECK_LE(input.num_tokens, workspace.limits.max_tokens);
   ONEPASS_CHECK_LE(input.num_output_rows, workspace.limits.max_outputs);
@@ -56,7 +56,7 @@ Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBac
   }
   ONEPASS_RETURN_IF_ERROR(
       ops.rms_norm(step.hidden, weights_.final_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
-  return ops.logits(step.normed(), weights_.lm_head, step.num_rows, logits);
+  return ops.logits(step.normed(), weights_.lm_head, step.num_rows, input.logits, input.logits_row_stride);
 }
 
 // hidden += o(attention(qkv(norm(hidden)))); the rotary embedding and the norm of Q and K are the backend's.
@@ -129,8 +129,7 @@ Decoder::Decoder(ModelConfig config, DecoderWeights weights)
 }
 
 int64_t Decoder::num_parameters() const {
-  int64_t count =
-      weights_.embedding.rows() * weights_.embedding.cols() + weights_.final_norm.size;
+  int64_t count = weights_.embedding.rows() * weights_.embedding.cols() + weights_.final_norm.size;
   if (!config_.tie_word_embeddings) count += weights_.lm_head.rows() * weights_.lm_head.cols();
   for (const LayerWeights& layer : weights_.layers) {
     for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {

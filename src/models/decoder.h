@@ -31,18 +31,21 @@ struct DecoderWorkspace {
   DeviceBuffer attention;  // [max_tokens, num_heads * head_dim]
   DeviceBuffer gate_up;    // [max_tokens, 2 * intermediate_size]
   DeviceBuffer inner;      // [max_tokens, intermediate_size]
-  DeviceBuffer last_hidden, last_attention;  // hidden and attention of the rows whose logits are wanted, [max_outputs, ...]
+  DeviceBuffer last_hidden,
+      last_attention;  // hidden and attention of the rows whose logits are wanted, [max_outputs, ...]
 
   // What create() allocates.
   static int64_t size_bytes(const ModelConfig& config, const Limits& limits, DType activation_dtype);
 };
 
-// One step's tokens, in the device's memory; see engine/batch.h.
+// One step's tokens and where its logits go, in the device's memory; see engine/batch.h.
 struct ForwardInput {
   int num_tokens = 0;
   const int32_t* input_ids = nullptr;  // [num_tokens], below vocab_size
   int num_output_rows = 0;
   const int32_t* output_rows = nullptr;  // the tokens whose logits are wanted, ascending
+  float* logits = nullptr;               // [num_output_rows, vocab_size], rows logits_row_stride elements apart
+  int64_t logits_row_stride = 0;         // on a GPU a multiple of 4
 };
 
 class Decoder {
@@ -65,10 +68,10 @@ class Decoder {
   // What each layer's attention is: its backend is made for them. They live as long as the decoder.
   std::span<const AttentionLayer> attention_layers() const { return attention_layers_; }
 
-  // One step: logits[i] = the logits after token output_rows[i], [num_output_rows, vocab_size] in the device's memory.
-  // `backend` has planned the same step. On a GPU the work is queued. REQUIRES: the workspace's limits hold.
-  Status forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend, float* logits,
-                 DecoderWorkspace& workspace, const Stream& stream) const;
+  // One step: row i of the logits are those after token output_rows[i]. `backend` has planned the same step. On a GPU
+  // the work is queued. REQUIRES: the workspace's limits hold.
+  Status forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend, DecoderWorkspace& workspace,
+                 const Stream& stream) const;
 
  private:
   struct Step;  // one call of forward

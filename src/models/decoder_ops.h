@@ -1,5 +1,5 @@
-// What a decoder's step is made of besides attention, on one device. Architectures are written over this interface once;
-// each device fuses and lays out as suits it.
+// What a decoder's step is made of besides attention, on one device. Architectures are written over this interface
+// once; each device fuses and lays out as suits it.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 namespace onepass {
 
 // The residual stream and the logits are float32 on every device; the activations between operators are of
-// activation_dtype(). All of them, and the weights, are memory of the stream's device, row-major without gaps, and do not
-// overlap. Work is queued in the stream's order; an error is that of a launch. Used by one thread at a time.
+// activation_dtype(). All of them, and the weights, are memory of the stream's device, row-major without gaps, and do
+// not overlap. Work is queued in the stream's order; an error is that of a launch. Used by one thread at a time.
 class DecoderOps {
  public:
   virtual ~DecoderOps() = default;
@@ -31,8 +31,8 @@ class DecoderOps {
   virtual Status linear(const void* x, const Linear& linear, int64_t rows, void* y) = 0;
   // hidden += x W^T + bias.
   virtual Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) = 0;
-  // logits = x W^T.
-  virtual Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits) = 0;
+  // logits = x W^T, rows `row_stride` elements apart.
+  virtual Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) = 0;
 
   // out[r][c] = silu(gate_up[r][c]) * gate_up[r][cols + c].
   virtual Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) = 0;

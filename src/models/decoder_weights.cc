@@ -40,9 +40,8 @@ StatusOr<LayerWeights> load_layer(const ModelConfig& config, int index, WeightSt
   ONEPASS_ASSIGN_OR_RETURN(layer.o, load_linear(store, {{attention + "o_proj", hidden}}, q_rows, config.o_bias));
   ONEPASS_ASSIGN_OR_RETURN(layer.post_attention_norm,
                            store.vector({{prefix + "post_attention_layernorm.weight", hidden}}));
-  ONEPASS_ASSIGN_OR_RETURN(layer.gate_up,
-                           load_linear(store, {{mlp + "gate_proj", inner}, {mlp + "up_proj", inner}}, hidden,
-                                       config.mlp_bias));
+  ONEPASS_ASSIGN_OR_RETURN(layer.gate_up, load_linear(store, {{mlp + "gate_proj", inner}, {mlp + "up_proj", inner}},
+                                                      hidden, config.mlp_bias));
   ONEPASS_ASSIGN_OR_RETURN(layer.down, load_linear(store, {{mlp + "down_proj", hidden}}, inner, config.mlp_bias));
   return layer;
 }

@@ -41,7 +41,7 @@ struct DecoderWeights {
   std::vector<LayerWeights> layers;
   FloatVector final_norm;
   const double* rope_inv_freq = nullptr;  // [head_dim / 2]
-  WeightMatrix lm_head;  // the embedding itself when they are tied
+  WeightMatrix lm_head;                   // the embedding itself when they are tied
 
   // What owns the memory: the source, and what was copied or converted.
   std::unique_ptr<WeightSource> source;
@@ -49,7 +49,8 @@ struct DecoderWeights {
 };
 
 // Takes every tensor that the config asks for from `source` to the stream's device; an error names the first that is
-// missing, has another shape or that the config does not account for. See models/weight_store.h for what becomes of dtypes.
+// missing, has another shape or that the config does not account for. See models/weight_store.h for what becomes of
+// dtypes.
 StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source,
                                               const Stream& stream);
 

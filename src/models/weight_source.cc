@@ -98,8 +98,7 @@ class RandomWeights final : public WeightSource {
     return view;
   }
 
-  std::optional<RandomTensor> random_tensor(const std::string& name,
-                                                      const std::vector<int64_t>& shape) override {
+  std::optional<RandomTensor> random_tensor(const std::string& name, const std::vector<int64_t>& shape) override {
     return next(name, shape);
   }
 

@@ -31,10 +31,9 @@ class WeightSource {
   // shape.
   virtual StatusOr<TensorView> tensor(const std::string& name, const std::vector<int64_t>& shape) = 0;
 
-  // What tensor() would make, where it makes rather than finds them, for a device that can do so in its own memory; nothing
-  // where it finds them. Asked instead of tensor().
-  virtual std::optional<RandomTensor> random_tensor(const std::string& name,
-                                                              const std::vector<int64_t>& shape) = 0;
+  // What tensor() would make, where it makes rather than finds them, for a device that can do so in its own memory;
+  // nothing where it finds them. Asked instead of tensor().
+  virtual std::optional<RandomTensor> random_tensor(const std::string& name, const std::vector<int64_t>& shape) = 0;
 
   // Names in the files that nobody has asked for, sorted.
   virtual std::vector<std::string> untaken() const = 0;

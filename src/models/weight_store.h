@@ -1,4 +1,5 @@
-// Where a model's tensors are kept for the forward pass: on the CPU in the mapped files themselves, on a GPU in its memory.
+// Where a model's tensors are kept for the forward pass: on the CPU in the mapped files themselves, on a GPU in its
+// memory.
 #pragma once
 
 #include <memory>
@@ -31,8 +32,9 @@ class WeightStore {
   virtual StatusOr<std::vector<DeviceBuffer>> release() = 0;
 };
 
-// The store of the stream's device; the source outlives what the store hands out. `source` and the stream's pool are used until release(). On a GPU matrices are of
-// one dtype, that of the first one's file, or bfloat16 where that is float32.
+// The store of the stream's device; the source outlives what the store hands out. `source` and the stream's pool are
+// used until release(). On a GPU matrices are of one dtype, that of the first one's file, or bfloat16 where that is
+// float32.
 StatusOr<std::unique_ptr<WeightStore>> make_weight_store(WeightSource& source, const Stream& stream);
 
 // Each in a file of its own.

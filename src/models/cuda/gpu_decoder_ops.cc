@@ -43,13 +43,13 @@ class GpuDecoderOps final : public DecoderOps {
   }
 
   Status linear(const void* x, const Linear& linear, int64_t rows, void* y) override {
-    return product(x, linear.weight, linear.bias.data, rows, y, dtype_, false);
+    return product(x, linear.weight, linear.bias.data, rows, y, dtype_, linear.weight.rows(), false);
   }
   Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) override {
-    return product(x, linear.weight, linear.bias.data, rows, hidden, DType::kF32, true);
+    return product(x, linear.weight, linear.bias.data, rows, hidden, DType::kF32, linear.weight.rows(), true);
   }
-  Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits) override {
-    return product(x, weight, nullptr, rows, logits, DType::kF32, false);
+  Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) override {
+    return product(x, weight, nullptr, rows, logits, DType::kF32, row_stride, false);
   }
 
   Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) override {
@@ -80,7 +80,7 @@ class GpuDecoderOps final : public DecoderOps {
 
  private:
   Status product(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, void* y, DType y_dtype,
-                 bool accumulate) {
+                 int64_t y_row_stride, bool accumulate) {
     return linear_->run({.dtype = dtype_,
                          .x = x,
                          .x_row_stride = weight.cols(),
@@ -91,7 +91,7 @@ class GpuDecoderOps final : public DecoderOps {
                          .bias = bias,
                          .y = y,
                          .y_dtype = y_dtype,
-                         .y_row_stride = weight.rows(),
+                         .y_row_stride = y_row_stride,
                          .accumulate = accumulate},
                         stream_);
   }

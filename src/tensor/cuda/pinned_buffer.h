@@ -8,8 +8,8 @@
 
 namespace onepass {
 
-// Page-locked, so that copies between it and a GPU are queued like any other work. Holds whatever the memory held. Moves,
-// does not copy.
+// Page-locked, so that copies between it and a GPU are queued like any other work. Holds whatever the memory held.
+// Moves, does not copy.
 class PinnedBuffer {
  public:
   PinnedBuffer() = default;

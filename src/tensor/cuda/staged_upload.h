@@ -17,8 +17,8 @@ class StagedUpload {
  public:
   static StatusOr<StagedUpload> create();
 
-  // `produce(staging, offset, bytes)` writes the bytes from `offset` on of what is to stand at `to`; called in ascending
-  // order, with offsets that are multiples of 4096.
+  // `produce(staging, offset, bytes)` writes the bytes from `offset` on of what is to stand at `to`; called in
+  // ascending order, with offsets that are multiples of 4096.
   Status copy(void* to, size_t bytes, absl::FunctionRef<void(std::byte* staging, size_t offset, size_t bytes)> produce);
 
   // Waits until everything is copied.
@@ -30,7 +30,8 @@ class StagedUpload {
     CudaEvent copied;
     bool in_use = false;
   };
-  StagedUpload(CudaStream stream, std::array<Half, 2> halves) : stream_(std::move(stream)), halves_(std::move(halves)) {}
+  StagedUpload(CudaStream stream, std::array<Half, 2> halves)
+      : stream_(std::move(stream)), halves_(std::move(halves)) {}
 
   CudaStream stream_;
   std::array<Half, 2> halves_;
