@@ -20,6 +20,8 @@ class GoldenModelOnGpu : public GoldenModel {
     ModelRunnerOptions on_gpu = options();
     on_gpu.device = {.kind = DeviceKind::kCuda};
     on_gpu.kv_tokens = 4096;
+    on_gpu.max_tokens_per_step = on_gpu.max_outputs_per_step = 512;
+    on_gpu.plan_file = testing::TempDir() + "onepass_golden_gpu_plans";  // the models share most shapes
     return on_gpu;
   }
 

@@ -3,9 +3,22 @@
 #include <algorithm>
 #include <charconv>
 #include <climits>
+#include <cstdlib>
 #include <random>
 
 namespace onepass {
+
+namespace {
+
+// Empty where there is no home.
+std::string default_plan_file() {
+  const char* const cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && *cache == '/') return str_cat(cache, "/onepass/gpu-plans");
+  const char* const home = std::getenv("HOME");
+  return home != nullptr && *home == '/' ? str_cat(home, "/.cache/onepass/gpu-plans") : "";
+}
+
+}  // namespace
 
 void refuse_usage(const Status& status) {
   if (!status.ok()) throw CLI::ValidationError(std::string(status.message()));
@@ -60,6 +73,10 @@ void EngineOptions::add_to(CLI::App& app) {
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
+  app.add_option("--plan-file", plan_file_,
+                 "where a GPU's fastest way to compute each layer is kept from one start to the next; none: nowhere; auto: "
+                 "onepass/gpu-plans in $XDG_CACHE_HOME or ~/.cache")
+      ->capture_default_str();
   app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
                "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");
 }
@@ -80,6 +97,7 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   options.max_tokens_per_step = chunk_size_;
   options.gpu_memory_fraction = mem_fraction_;
   options.cuda_graphs = !disable_cuda_graph_;
+  options.plan_file = plan_file_ == "auto" ? default_plan_file() : plan_file_ == "none" ? "" : plan_file_;
   return options;
 }
 

@@ -41,6 +41,7 @@ class EngineOptions {
   int chunk_size_ = 512;
   double mem_fraction_ = 0.9;
   bool disable_cuda_graph_ = false;
+  std::string plan_file_ = "auto";
 };
 
 // --temperature, --top-k, ...: what is not given on the command line comes from the model's generation_config.json.

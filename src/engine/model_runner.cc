@@ -75,6 +75,7 @@ Status ModelRunner::allocate() {
   ONEPASS_ASSIGN_OR_RETURN(workspace_,
                            DecoderWorkspace::create(config(), limits, ops_->activation_dtype(), stream_.device));
   ONEPASS_ASSIGN_OR_RETURN(transfer_, StepTransfer::create(limits, config().vocab_size, stream_.device));
+  ONEPASS_RETURN_IF_ERROR(decoder_->prepare(*ops_, limits, transfer_.logits_row_stride()));
 
   KvPoolConfig kv = {.num_layers = config().num_layers,
                      .num_pages = 0,

@@ -35,6 +35,9 @@ struct ModelRunnerOptions {
   int max_requests = 1;             // sequences alive at the same time
   int64_t kv_tokens = 0;            // 0: max_requests times the context length, or what kv_memory_fraction allows
   double kv_memory_fraction = 1.0;  // on the CPU, with kv_tokens 0: of the machine's memory, at most
+  // Where the ways in which a GPU computes this model's layers fastest are kept: found at the first start, in seconds.
+  // Empty: nowhere.
+  std::string plan_file;
   bool cuda_graphs = true;          // decode steps on a GPU are captured at the start and replayed
   double gpu_memory_fraction =
       0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together

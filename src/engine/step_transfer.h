@@ -19,6 +19,8 @@ class StepTransfer {
   // What the forward pass reads, and where it writes. On a GPU the copy is queued; the one before it must be done.
   StatusOr<ForwardInput> upload(const Batch& batch, const Stream& stream);
 
+  int64_t logits_row_stride() const { return logits_row_stride_; }
+
   // The first `rows` rows of them, for the host; waits for the stream. The caller may change them until the next step.
   StatusOr<std::span<float>> download(int rows, const Stream& stream);
 

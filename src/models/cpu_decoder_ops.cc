@@ -44,6 +44,8 @@ class CpuDecoderOps final : public DecoderOps {
     return product(x, weight, nullptr, rows, logits, row_stride, false);
   }
 
+  Status prepare(LinearUse, const Linear&, int64_t, int64_t) override { return ok_status(); }  // one way serves all
+
   Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) override {
     run_silu_and_mul({.gate_up = static_cast<const float*>(gate_up),
                       .gate_up_row_stride = 2 * cols,

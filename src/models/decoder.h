@@ -68,6 +68,9 @@ class Decoder {
   // What each layer's attention is: its backend is made for them. They live as long as the decoder.
   std::span<const AttentionLayer> attention_layers() const { return attention_layers_; }
 
+  // Lets the operators choose how to compute each layer for steps within the limits, so that no step has to.
+  Status prepare(DecoderOps& ops, const DecoderWorkspace::Limits& limits, int64_t logits_row_stride) const;
+
   // One step: row i of the logits are those after token output_rows[i]. `backend` has planned the same step. On a GPU
   // the work is queued. REQUIRES: the workspace's limits hold.
   Status forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend, DecoderWorkspace& workspace,

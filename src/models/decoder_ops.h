@@ -34,6 +34,11 @@ class DecoderOps {
   // logits = x W^T, rows `row_stride` elements apart.
   virtual Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) = 0;
 
+  // Chooses how a layer is computed for each number of rows up to `max_rows`, so that no step has to: kOutput for
+  // linear(), kAdd for linear_add(), kLogits for logits() with rows `row_stride` elements apart.
+  enum class LinearUse : uint8_t { kOutput, kAdd, kLogits };
+  virtual Status prepare(LinearUse use, const Linear& linear, int64_t max_rows, int64_t row_stride) = 0;
+
   // out[r][c] = silu(gate_up[r][c]) * gate_up[r][cols + c].
   virtual Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) = 0;
 
@@ -47,6 +52,8 @@ struct DecoderOpsOptions {
   DType weights_dtype = DType::kBF16;
   // A row's result follows from that row alone, bit for bit, whatever the number of rows.
   bool batch_invariant = false;
+  // Where a GPU keeps what prepare() has found, for the next start; empty: nowhere.
+  std::string plan_file;
 };
 
 // The operators of the stream's device; the stream outlives them. An error says what the device lacks.

@@ -235,6 +235,7 @@ StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::create(const GpuInfo& gpu, con
   return std::unique_ptr<CudaLinear>(new CudaLinear(std::move(impl)));
 }
 
+int64_t CudaLinear::next_planned_num_rows(int64_t num_rows) { return planned_num_rows(num_rows + 1); }
 Status CudaLinear::prepare(const CudaLinearParams& params) { return impl_->prepare(params); }
 Status CudaLinear::run(const CudaLinearParams& params, CUstream_st* stream) { return impl_->run(params, stream); }
 std::string CudaLinear::describe(const CudaLinearParams& params) const { return impl_->describe(params); }

@@ -14,6 +14,7 @@ namespace {
 constexpr int kRounds = 4;
 constexpr int kFewRows = 64;  // up to which a layer's time is that of its weights' way from memory
 constexpr int kRuns = 4;      // of a graph with so few rows, at least
+constexpr int64_t kMostCopies = 64;  // of layers so small that they find room in the cache whatever is done
 
 struct Layers {
   CudaBuffer x, y, bias;
@@ -42,7 +43,7 @@ StatusOr<Layers> make_layers(const CudaLinearParams& p, const GpuInfo& gpu, cons
   // Twice the cache goes by before a copy's turn comes again.
   const int64_t bytes = p.rows * p.cols * static_cast<int64_t>(size_of(p.dtype));
   const int64_t copies =
-      p.num_rows <= kFewRows ? std::max<int64_t>(1, (2 * gpu.l2_cache_bytes + bytes - 1) / bytes) : 1;
+      p.num_rows <= kFewRows ? std::clamp<int64_t>((2 * gpu.l2_cache_bytes + bytes - 1) / bytes, 1, kMostCopies) : 1;
   for (int64_t i = 0; i < copies; ++i) {
     if (copies > 1 || p.weight == nullptr) {
       ONEPASS_RETURN_IF_ERROR(fill(layers.weights.emplace_back(), p.dtype, p.rows * p.cols));

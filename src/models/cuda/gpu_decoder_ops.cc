@@ -52,6 +52,17 @@ class GpuDecoderOps final : public DecoderOps {
     return product(x, weight, nullptr, rows, logits, DType::kF32, row_stride, false);
   }
 
+  Status prepare(LinearUse use, const Linear& linear, int64_t max_rows, int64_t row_stride) override {
+    CudaLinearParams params =
+        product_params(nullptr, linear.weight, linear.bias.data, 0, nullptr,
+                       use == LinearUse::kOutput ? dtype_ : DType::kF32, row_stride, use == LinearUse::kAdd);
+    for (int64_t rows = 1;; rows = CudaLinear::next_planned_num_rows(rows)) {
+      params.num_rows = rows;
+      ONEPASS_RETURN_IF_ERROR(linear_->prepare(params));
+      if (rows >= max_rows) return ok_status();
+    }
+  }
+
   Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) override {
     return run_silu_and_mul_cuda({.dtype = dtype_,
                                   .gate_up = gate_up,
@@ -81,19 +92,23 @@ class GpuDecoderOps final : public DecoderOps {
  private:
   Status product(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, void* y, DType y_dtype,
                  int64_t y_row_stride, bool accumulate) {
-    return linear_->run({.dtype = dtype_,
-                         .x = x,
-                         .x_row_stride = weight.cols(),
-                         .num_rows = rows,
-                         .weight = weight.slices()[0].data,
-                         .rows = weight.rows(),
-                         .cols = weight.cols(),
-                         .bias = bias,
-                         .y = y,
-                         .y_dtype = y_dtype,
-                         .y_row_stride = y_row_stride,
-                         .accumulate = accumulate},
-                        stream_);
+    return linear_->run(product_params(x, weight, bias, rows, y, y_dtype, y_row_stride, accumulate), stream_);
+  }
+
+  CudaLinearParams product_params(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, void* y,
+                                  DType y_dtype, int64_t y_row_stride, bool accumulate) const {
+    return {.dtype = dtype_,
+            .x = x,
+            .x_row_stride = weight.cols(),
+            .num_rows = rows,
+            .weight = weight.slices()[0].data,
+            .rows = weight.rows(),
+            .cols = weight.cols(),
+            .bias = bias,
+            .y = y,
+            .y_dtype = y_dtype,
+            .y_row_stride = y_row_stride,
+            .accumulate = accumulate};
   }
 
   const DType dtype_;
@@ -106,7 +121,7 @@ class GpuDecoderOps final : public DecoderOps {
 StatusOr<std::unique_ptr<DecoderOps>> make_gpu_decoder_ops(const DecoderOpsOptions& options, const Stream& stream) {
   ONEPASS_ASSIGN_OR_RETURN(const GpuInfo gpu, query_gpu(stream.device.index));
   ONEPASS_ASSIGN_OR_RETURN(std::unique_ptr<CudaLinear> linear,
-                           CudaLinear::create(gpu, {.batch_invariant = options.batch_invariant}));
+                           CudaLinear::create(gpu, {.plan_file = options.plan_file, .batch_invariant = options.batch_invariant}));
   return std::make_unique<GpuDecoderOps>(options.weights_dtype, std::move(linear), stream);
 }
 
