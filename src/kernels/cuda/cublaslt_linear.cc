@@ -1,5 +1,6 @@
 #include "kernels/cuda/cublaslt_linear.h"
 
+#include <cstddef>
 #include <string>
 
 namespace onepass {
@@ -44,7 +45,8 @@ StatusOr<Problem> describe(const CublasLtLibrary& lt, const CudaLinearParams& p,
   ONEPASS_RETURN_IF_ERROR(status_of(
       lt, lt.init_desc(&problem.desc, sizeof(problem.desc), CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescInit"));
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
-    return status_of(lt, lt.set_desc(&problem.desc, attribute, static_cast<const void*>(&value), sizeof(value)),
+    return status_of(lt,
+                     lt.set_desc(&problem.desc, attribute, reinterpret_cast<const std::byte*>(&value), sizeof(value)),
                      "cublasLtMatmulDescSetAttribute");
   };
   ONEPASS_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));

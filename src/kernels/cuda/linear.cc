@@ -114,7 +114,7 @@ Status CudaLinear::Impl::prepare(const CudaLinearParams& params) {
 
 std::vector<LinearPlan> CudaLinear::Impl::candidates(const CudaLinearParams& params) const {
   std::vector<LinearPlan> plans;
-  for (const StreamLinearPlan& plan : stream_linear_plans(params.rows, params.cols, params.num_rows, gpu_)) {
+  for (const StreamLinearPlan& plan : stream_linear_plans(params.cols, params.num_rows, gpu_)) {
     plans.push_back({.stream = true, .stream_plan = plan});
   }
   // That the library has nothing for a shape is an error only where there is nothing else.

@@ -95,15 +95,15 @@ TEST(StreamLinearPlan, FitsAndIsOfOneKindForAllBatches) {
       ASSERT_TRUE(plan.ok()) << plan.status();
       EXPECT_EQ(plan->cluster, one->cluster);
       EXPECT_LE(stream_linear_shared_bytes(cols, num_rows, *plan), h100.shared_memory_bytes);
-      for (const StreamLinearPlan& tried : stream_linear_plans(4096, cols, num_rows, h100)) {
+      for (const StreamLinearPlan& tried : stream_linear_plans(cols, num_rows, h100)) {
         EXPECT_TRUE(is_valid(tried));
         EXPECT_LE(stream_linear_shared_bytes(cols, num_rows, tried), h100.shared_memory_bytes);
       }
     }
   }
   EXPECT_FALSE(batch_invariant_plan(1 << 20, 1, h100).ok());
-  EXPECT_FALSE(stream_linear_plans(4096, 14336, 1, h100).empty());
-  EXPECT_TRUE(stream_linear_plans(4096, 4096, 33, h100).empty());
+  EXPECT_FALSE(stream_linear_plans(14336, 1, h100).empty());
+  EXPECT_TRUE(stream_linear_plans(4096, 33, h100).empty());
 }
 
 }  // namespace

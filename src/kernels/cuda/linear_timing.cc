@@ -6,18 +6,19 @@
 
 #include "kernels/cuda/fill_random.h"
 #include "tensor/cuda/cuda_buffer.h"
+#include "tensor/cuda/cuda_status.h"
 #include "tensor/cuda/cuda_stream.h"
 
 namespace onepass {
 namespace {
 
-constexpr int kRounds = 4;
+constexpr int kRounds = 5;
 constexpr int kFewRows = 64;  // up to which a layer's time is that of its weights' way from memory
-constexpr int kRuns = 4;      // of a graph with so few rows, at least
-constexpr int64_t kMostCopies = 64;  // of layers so small that they find room in the cache whatever is done
+constexpr int kRuns = 8;      // of a graph with so few rows, at least
+constexpr int kMaxCopies = 32;
 
 struct Layers {
-  CudaBuffer x, y, bias;
+  CudaBuffer x, y, bias, flush;
   std::vector<CudaBuffer> weights;
   std::vector<CudaLinearParams> params;
 };
@@ -40,10 +41,13 @@ StatusOr<Layers> make_layers(const CudaLinearParams& p, const GpuInfo& gpu, cons
     ONEPASS_RETURN_IF_ERROR(fill(layers.bias, DType::kF32, p.rows));
     params.bias = layers.bias.as<float>();
   }
+  StatusOr<CudaBuffer> flush = CudaBuffer::allocate(2 * gpu.l2_cache_bytes);
+  if (!flush.ok()) return resource_exhausted("linear: plans are not timed: ", flush.status().message());
+  layers.flush = std::move(*flush);
   // Twice the cache goes by before a copy's turn comes again.
   const int64_t bytes = p.rows * p.cols * static_cast<int64_t>(size_of(p.dtype));
-  const int64_t copies =
-      p.num_rows <= kFewRows ? std::clamp<int64_t>((2 * gpu.l2_cache_bytes + bytes - 1) / bytes, 1, kMostCopies) : 1;
+  const int64_t wanted = (2 * gpu.l2_cache_bytes + bytes - 1) / bytes;
+  const int64_t copies = p.num_rows <= kFewRows ? std::clamp<int64_t>(wanted, 1, kMaxCopies) : 1;
   for (int64_t i = 0; i < copies; ++i) {
     if (copies > 1 || p.weight == nullptr) {
       ONEPASS_RETURN_IF_ERROR(fill(layers.weights.emplace_back(), p.dtype, p.rows * p.cols));
@@ -67,6 +71,9 @@ StatusOr<std::vector<double>> time_linear(const CudaLinearParams& params, const 
   const size_t copies = layers.params.size();
   const size_t rounds = params.num_rows <= kFewRows ? (kRuns + copies - 1) / copies : 1;
   const auto time = [&](const CudaGraph& graph) -> StatusOr<double> {
+    // Empties the cache, and keeps the GPU busy until the host has queued the rest.
+    ONEPASS_RETURN_IF_ERROR(
+        cuda_status(cudaMemsetAsync(layers.flush.data(), 0, layers.flush.size(), stream.get()), "cudaMemsetAsync"));
     ONEPASS_RETURN_IF_ERROR(before.record(stream));
     ONEPASS_RETURN_IF_ERROR(graph.launch(stream));
     ONEPASS_RETURN_IF_ERROR(after.record(stream));

@@ -30,7 +30,7 @@ std::string to_string(const StreamLinearPlan& plan);
 inline constexpr int64_t kStreamLinearRows = 32;
 
 // Those worth a try, best guess first; none where num_rows is beyond kStreamLinearRows or x does not fit.
-std::vector<StreamLinearPlan> stream_linear_plans(int64_t rows, int64_t cols, int64_t num_rows, const GpuInfo& gpu);
+std::vector<StreamLinearPlan> stream_linear_plans(int64_t cols, int64_t num_rows, const GpuInfo& gpu);
 
 // A row's sums are the same with all plans for these columns, whatever num_rows. The error says what is too large.
 StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, const GpuInfo& gpu);
