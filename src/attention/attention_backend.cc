@@ -1,6 +1,7 @@
 #include "attention/attention_backend.h"
 
 #include "attention/cpu/flash_attention.h"
+#include "attention/gpu_attention_backend.h"
 #include "attention/paged_attention_backend.h"
 #include "attention/reference/reference_attention.h"
 
@@ -41,9 +42,7 @@ StatusOr<AttentionKind> parse_attention_kind(std::string_view name) {
 
 StatusOr<std::unique_ptr<AttentionBackend>> make_attention_backend(const AttentionOptions& options, KvPool& pool,
                                                                    const RequestTable& table, const Stream& stream) {
-  if (stream.device.kind != DeviceKind::kCpu) {
-    return unimplemented("attention: expected device cpu, found ", to_string(stream.device.kind));
-  }
+  if (stream.device.kind == DeviceKind::kCuda) return make_gpu_attention_backend(options, pool, table, stream);
   std::unique_ptr<AttentionBackend> backend;
   if (options.kind == AttentionKind::kFlash) {
     ONEPASS_RETURN_IF_ERROR(flash_attention_cpu_supports({.num_heads = 1,

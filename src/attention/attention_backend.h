@@ -1,13 +1,15 @@
-// The seam between models and attention: one plan per step, one run per layer.
+// The seam between models and attention: one batch and one plan per step, one run per layer.
 //
-// plan() writes everything that depends on the batch (lengths, page tables, slots) into buffers that the backend owns
-// at fixed addresses; run() stores the layer's new K and V and reads only those buffers. Eager execution and the replay
-// of a captured graph are therefore the same code; capture needs nothing but the limits stated when the backend is
-// made.
+// set_batch() brings everything that depends on the batch (lengths, page tables, slots) into buffers that the backend
+// owns at fixed addresses, and plan() makes of it how the device shares the work; run() rotates and stores the layer's
+// new K and V and reads only those buffers. Eager execution and the replay of a captured graph are therefore the same
+// code: a graph holds plan() and every run(), and set_batch() comes before its launch. Capture needs nothing but the
+// limits stated when the backend is made.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 
 #include "base/status.h"
@@ -30,32 +32,41 @@ struct AttentionLayer {
   int attention_chunk = 0;
   float softcap = 0.0f;
   const float* sinks = nullptr;  // [num_heads], owned by the model
+
+  // What comes between the projections and attention: an RMS norm of each head of Q and K (null: none), then the rotary
+  // embedding of kernels/rope.h. The arrays are the model's, in the device's memory.
+  int rotary_dim = 0;
+  const double* rope_inv_freq = nullptr;  // [rotary_dim / 2]
+  float rope_attention_factor = 1.0f;
+  const float* q_norm = nullptr;  // [head_dim]
+  const float* k_norm = nullptr;  // [head_dim]
+  float qk_norm_eps = 0.0f;
 };
 
 // One step's requests: request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1 of the step, and cache_seqlens[r]
-// keys in all once they are stored. Read during plan() only.
+// keys in all once they are stored. Read during set_batch() only.
 struct AttentionBatch {
   int num_requests = 0;
   int num_tokens = 0;
   int max_seqlen_q = 0;
   const int32_t* cu_seqlens_q = nullptr;   // [num_requests + 1]
   const int32_t* cache_seqlens = nullptr;  // [num_requests]
-  const int32_t* request_slots = nullptr;  // [num_requests], rows of the RequestTable
+  const int32_t* request_slots = nullptr;  // [num_requests], rows of the RequestTable; -1: the dummy request of page 0
+  const int32_t* positions = nullptr;      // [num_tokens], of each token in its request
   const int64_t* out_cache_loc = nullptr;  // [num_tokens], where each new token's K and V go: page * page_size + offset
 };
 
-// One layer's activations: float32 on the CPU; q [num_tokens, num_heads, head_dim], k and v [num_tokens, num_kv_heads,
-// ...] with rotary embedding applied, out [num_tokens, num_heads, head_dim_v]. Row strides in elements; heads lie side
-// by side.
+// One layer's activations, in the device's memory: what the projections gave, q [num_tokens, num_heads, head_dim], k
+// and v [num_tokens, num_kv_heads, ...], which are changed; and out [num_tokens, num_heads, head_dim_v]. Row strides in
+// elements; heads lie side by side.
 struct AttentionInputs {
-  const float* q = nullptr;
-  int64_t q_row_stride = 0;
-  const float* k = nullptr;
-  int64_t k_row_stride = 0;
-  const float* v = nullptr;
-  int64_t v_row_stride = 0;
-  float* out = nullptr;
+  void* q = nullptr;
+  void* k = nullptr;
+  void* v = nullptr;
+  int64_t row_stride = 0;  // of q, k and v
+  void* out = nullptr;
   int64_t out_row_stride = 0;
+  DType dtype = DType::kF32;  // of all four: float32 on the CPU, float16 or bfloat16 on a GPU
 };
 
 // Used by one thread at a time (the engine's).
@@ -64,11 +75,18 @@ class AttentionBackend {
   virtual ~AttentionBackend() = default;
   virtual std::string_view name() const = 0;
 
-  // REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its cache_seqlens keys.
-  virtual void plan(const AttentionBatch& batch, const Stream& stream) = 0;
+  // The step's requests. REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its
+  // cache_seqlens keys. On a GPU this and the rest only queue work, errors are CUDA's, and the batch before must be
+  // done on the device.
+  virtual Status set_batch(const AttentionBatch& batch, const Stream& stream) = 0;
 
-  // Causal attention of the planned batch in one layer: each token sees itself and what precedes it in its request.
-  virtual void run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) = 0;
+  // Once a step, after set_batch(). On a GPU it may be captured with the run() calls after it; a replay serves any
+  // batch with the same num_requests, num_tokens and max_seqlen_q.
+  virtual Status plan(const Stream& stream) = 0;
+
+  // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what
+  // precedes it in its request.
+  virtual Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) = 0;
 };
 
 enum class AttentionKind { kFlash, kReference };
@@ -80,6 +98,9 @@ struct AttentionOptions {
   int max_tokens = 0;
   // A token's result follows from its request's tokens alone, bit for bit (AttentionParams::batch_invariant).
   bool batch_invariant = false;
+  // All layers that run() will be called with, and the dtype of its inputs.
+  std::span<const AttentionLayer> layers;
+  DType activation_dtype = DType::kF32;
 };
 
 // "flash" or "reference".

@@ -13,18 +13,23 @@ class PagedAttentionBackend : public AttentionBackend {
  public:
   PagedAttentionBackend(const AttentionOptions& options, KvPool& pool, const RequestTable& table);
 
-  void plan(const AttentionBatch& batch, const Stream& stream) final;
-  void run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) final;
+  Status set_batch(const AttentionBatch& batch, const Stream& stream) final;
+  // Each kernel shares its work by the lengths that it finds.
+  Status plan(const Stream&) final { return ok_status(); }
+  Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) final;
 
  protected:
   virtual void attend(const AttentionParams& params, const Stream& stream) = 0;
 
  private:
+  void norm_and_rotate(const AttentionLayer& layer, float* x, int64_t row_stride, int num_heads, const float* norm,
+                       const Stream& stream) const;
+
   const AttentionOptions options_;
   KvPool& pool_;
   const RequestTable& table_;
 
-  // Written by plan(), read by run(): sized once, so their addresses never change.
+  // Written by set_batch(), read by run(): sized once, so their addresses never change.
   int num_requests_ = 0;
   int num_tokens_ = 0;
   int max_seqlen_q_ = 0;
@@ -32,6 +37,7 @@ class PagedAttentionBackend : public AttentionBackend {
   std::vector<int32_t> cache_seqlens_;  // [max_requests]
   std::vector<int32_t> page_table_;     // [max_requests, max_pages_per_request]
   std::vector<int64_t> out_cache_loc_;  // [max_tokens]
+  std::vector<int32_t> positions_;      // [max_tokens]
 };
 
 }  // namespace onepass

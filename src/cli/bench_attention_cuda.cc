@@ -1,16 +1,15 @@
 // onepass bench attention on a GPU: each kernel in a CUDA graph, beside the bandwidth of a plain copy.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
 
-#include "absl/functional/function_ref.h"
 #include "attention/cuda/flash_attention_cuda.h"
 #include "cli/bench_attention.h"
 #include "cli/bench_attention_cuda_problem.h"
+#include "cli/bench_cuda_timing.h"
 #include "tensor/cuda/cuda_status.h"
 #include "tensor/cuda/cuda_stream.h"
 #include "tensor/cuda_info.h"
@@ -21,51 +20,6 @@ namespace {
 constexpr double kDefaultSeconds = 0.2;
 constexpr double kGraphSeconds = 2e-3;  // at least, so that a graph's own start does not count
 constexpr int kMaxRuns = 2048;          // of a graph
-constexpr int64_t kCopyBytes = int64_t{1} << 30;
-
-// The time of what `queue` puts on the stream: the median of those rounds that fit in `budget` seconds (three at least)
-// after as much warm-up as an idle GPU needs to reach its clock.
-StatusOr<double> seconds_on(const CudaStream& stream, double budget, absl::FunctionRef<Status()> queue) {
-  using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  ONEPASS_ASSIGN_OR_RETURN(CudaEvent before, CudaEvent::create());
-  ONEPASS_ASSIGN_OR_RETURN(CudaEvent after, CudaEvent::create());
-  const Clock::time_point warm_up = Clock::now();
-  do {
-    ONEPASS_RETURN_IF_ERROR(queue());
-    ONEPASS_RETURN_IF_ERROR(stream.synchronize());
-  } while (since(warm_up) < budget / 4);
-  std::vector<double> times;
-  const Clock::time_point begin = Clock::now();
-  while (times.size() < 3 || since(begin) < budget) {
-    ONEPASS_RETURN_IF_ERROR(before.record(stream));
-    ONEPASS_RETURN_IF_ERROR(queue());
-    ONEPASS_RETURN_IF_ERROR(after.record(stream));
-    ONEPASS_ASSIGN_OR_RETURN(const double seconds, after.seconds_since(before));
-    times.push_back(seconds);
-  }
-  return median(times);
-}
-
-// Bytes read and written by a plain copy, a second. Not in a graph: there the runtime takes a copy engine, which is
-// slower (2.4 TB/s on an H100) than its kernel (3.0).
-StatusOr<double> measure_copy_bandwidth(const CudaStream& stream) {
-  ONEPASS_ASSIGN_OR_RETURN(const CudaBuffer from, CudaBuffer::allocate_zeroed(kCopyBytes));
-  ONEPASS_ASSIGN_OR_RETURN(const CudaBuffer to, CudaBuffer::allocate_zeroed(kCopyBytes));
-  constexpr int kCopies = 4;
-  const auto copy = [&]() -> Status {
-    for (int i = 0; i < kCopies; ++i) {
-      ONEPASS_RETURN_IF_ERROR(
-          cuda_status(cudaMemcpyAsync(to.data(), from.data(), kCopyBytes, cudaMemcpyDeviceToDevice, stream.get()),
-                      "copy on the GPU"));
-    }
-    return ok_status();
-  };
-  ONEPASS_ASSIGN_OR_RETURN(const double seconds, seconds_on(stream, kDefaultSeconds, copy));
-  return 2.0 * kCopies * static_cast<double>(kCopyBytes) / seconds;
-}
 
 class Bench {
  public:

@@ -108,7 +108,7 @@ Status run(const LatencyOptions& options) {
   const double flops_per_token = engine->runner().decoder().flops_per_token();
   nlohmann::json output = {
       {"model", options.engine.model_dir()},
-      {"device", "cpu"},
+      {"device", to_string(engine->runner().options().device)},
       {"threads", engine->runner().options().num_threads},
       {"isa", to_string(engine->runner().options().isa)},
       {"batch_size", options.batch_size},
@@ -123,6 +123,9 @@ Status run(const LatencyOptions& options) {
       {"decode_tok_per_s", step > 0 ? options.batch_size / step : 0.0},
       {"decode_weight_gb_per_s", step > 0 ? weight_bytes / step * 1e-9 : 0.0},
   };
+  if (options.peaks && runner_options.device.kind == DeviceKind::kCuda) {
+    return unimplemented("--peaks: expected device cpu, found ", to_string(runner_options.device));
+  }
   if (options.peaks) {
     const Stream& stream = engine->runner().stream();
     const double bandwidth = measure_dram_read_bandwidth(stream);
@@ -137,10 +140,9 @@ Status run(const LatencyOptions& options) {
     std::printf("%s\n", output.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     return ok_status();
   }
-  std::printf("%s, cpu (%d threads, %s), batch %d, input %d, output %d, median of %d\n",
-              options.engine.model_dir().c_str(), engine->runner().options().num_threads,
-              std::string(to_string(engine->runner().options().isa)).c_str(), options.batch_size, options.input_len,
-              options.output_len, options.iterations);
+  std::printf("%s, %s, batch %d, input %d, output %d, median of %d\n", options.engine.model_dir().c_str(),
+              engine->runner().device_description().c_str(), options.batch_size, options.input_len, options.output_len,
+              options.iterations);
   std::printf("  load     %9.2f s\n", load_seconds);
   std::printf("  prefill  %9.2f ms   %10.1f tok/s   %8.1f GFLOP/s\n", prefill * 1e3, input_tokens / prefill,
               output["prefill_gflop_per_s"].get<double>());

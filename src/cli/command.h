@@ -26,6 +26,7 @@ void add_tokenize_command(CLI::App& app, Action& action);
 
 // Of the bench group.
 void add_bench_attention_command(CLI::App& bench, Action& action);
+void add_bench_linear_command(CLI::App& bench, Action& action);
 void add_bench_latency_command(CLI::App& bench, Action& action);
 void add_bench_throughput_command(CLI::App& bench, Action& action);
 

@@ -57,7 +57,9 @@ StatusOr<Memory> memory_of(const ModelSummary& summary, const InspectOptions& op
   memory.kv_pages =
       (int64_t{memory.context_length} + options.page_size - 1) / options.page_size * options.num_sequences;
   memory.workspace_bytes =
-      DecoderWorkspace::size_bytes(config, options.chunk_size) + int64_t{options.num_sequences} * config.vocab_size * 4;
+      DecoderWorkspace::size_bytes(config, {.max_tokens = options.chunk_size, .max_outputs = options.num_sequences},
+                                   DType::kF32) +
+      int64_t{options.num_sequences} * config.vocab_size * 4;
   return memory;
 }
 

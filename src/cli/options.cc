@@ -3,9 +3,22 @@
 #include <algorithm>
 #include <charconv>
 #include <climits>
+#include <cstdlib>
 #include <random>
 
 namespace onepass {
+
+namespace {
+
+// Empty where there is no home.
+std::string default_plan_file() {
+  const char* const cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && *cache == '/') return str_cat(cache, "/onepass/gpu-plans");
+  const char* const home = std::getenv("HOME");
+  return home != nullptr && *home == '/' ? str_cat(home, "/.cache/onepass/gpu-plans") : "";
+}
+
+}  // namespace
 
 void refuse_usage(const Status& status) {
   if (!status.ok()) throw CLI::ValidationError(std::string(status.message()));
@@ -34,7 +47,7 @@ CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<i
 
 void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--model", model_dir_, "Hugging Face model folder")->required();
-  app.add_option("--device", device_, "where to run: cpu")->capture_default_str();
+  app.add_option("--device", device_, "where to run: cpu, cuda, or cuda:N for the N-th GPU")->capture_default_str();
   app.add_option("--attention", attention_, "attention backend: flash, or reference (slow, float64)")
       ->capture_default_str();
   app.add_flag("--deterministic", deterministic_,
@@ -56,12 +69,21 @@ void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--chunk-size", chunk_size_, "prompt tokens computed in one step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app.add_option("--mem-fraction", mem_fraction_,
+                 "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  app.add_option("--plan-file", plan_file_,
+                 "where a GPU's fastest way to compute each layer is kept from one start to the next; none: nowhere; auto: "
+                 "onepass/gpu-plans in $XDG_CACHE_HOME or ~/.cache")
+      ->capture_default_str();
+  app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
+               "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");
 }
 
 StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
-  if (device_ == "cuda") return unimplemented("device cuda: this version runs models on the cpu only");
-  if (device_ != "cpu") return invalid_argument("device: expected cpu, found \"", device_, "\"");
   ModelRunnerOptions options;
+  ONEPASS_ASSIGN_OR_RETURN(options.device, parse_device(device_));
   options.model_dir = model_dir_;
   ONEPASS_ASSIGN_OR_RETURN(options.attention, parse_attention_kind(attention_));
   ONEPASS_ASSIGN_OR_RETURN(options.isa, parse_cpu_isa(isa_));
@@ -73,6 +95,9 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   options.num_threads = num_threads_;
   options.context_length = context_length_;
   options.max_tokens_per_step = chunk_size_;
+  options.gpu_memory_fraction = mem_fraction_;
+  options.cuda_graphs = !disable_cuda_graph_;
+  options.plan_file = plan_file_ == "auto" ? default_plan_file() : plan_file_ == "none" ? "" : plan_file_;
   return options;
 }
 

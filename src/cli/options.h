@@ -39,6 +39,9 @@ class EngineOptions {
   int num_threads_ = 0;
   int context_length_ = 0;
   int chunk_size_ = 512;
+  double mem_fraction_ = 0.9;
+  bool disable_cuda_graph_ = false;
+  std::string plan_file_ = "auto";
 };
 
 // --temperature, --top-k, ...: what is not given on the command line comes from the model's generation_config.json.

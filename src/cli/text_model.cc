@@ -41,11 +41,11 @@ StatusOr<std::vector<int32_t>> TextModel::encode_chat(const nlohmann::json& mess
 
 std::string TextModel::description() const {
   const ModelRunner& runner = engine_->runner();
-  return absl::StrFormat(
-      "%s (%s, %.1fM parameters, %s), cpu: %d threads, %s; attention: %s, pages of %d tokens",
-      runner.options().model_dir, runner.config().architecture, runner.decoder().num_parameters() * 1e-6,
-      std::string(to_string(runner.decoder().weights_dtype())), runner.options().num_threads,
-      std::string(to_string(runner.options().isa)), std::string(runner.attention().name()), runner.options().page_size);
+  return absl::StrFormat("%s (%s, %.1fM parameters, %s), %s; attention: %s, pages of %d tokens",
+                         runner.options().model_dir, runner.config().architecture,
+                         runner.decoder().num_parameters() * 1e-6,
+                         std::string(to_string(runner.decoder().weights_dtype())), runner.device_description(),
+                         std::string(runner.attention().name()), runner.options().page_size);
 }
 
 StatusOr<std::unique_ptr<Scheduler>> TextModel::serve(const SchedulerOptions& options) const {

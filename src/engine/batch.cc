@@ -30,6 +30,18 @@ void Batch::add(int slot, const int32_t* tokens, int count, int first_position, 
   max_seqlen_q = std::max(max_seqlen_q, count);
 }
 
+void Batch::pad(int count) {
+  for (int request = num_requests(); request < count; ++request) {
+    input_ids.push_back(0);
+    positions.push_back(0);
+    out_cache_loc.push_back(0);
+    output_rows.push_back(request);
+    cu_seqlens_q.push_back(request + 1);
+    cache_seqlens.push_back(1);
+    request_slots.push_back(-1);
+  }
+}
+
 AttentionBatch Batch::attention() const {
   return {.num_requests = num_requests(),
           .num_tokens = num_tokens(),
@@ -37,6 +49,7 @@ AttentionBatch Batch::attention() const {
           .cu_seqlens_q = cu_seqlens_q.data(),
           .cache_seqlens = cache_seqlens.data(),
           .request_slots = request_slots.data(),
+          .positions = positions.data(),
           .out_cache_loc = out_cache_loc.data()};
 }
 

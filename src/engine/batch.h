@@ -16,7 +16,7 @@ struct Batch {
   std::vector<int64_t> out_cache_loc;    // [num_tokens]: page * page_size + offset
   std::vector<int32_t> cu_seqlens_q{0};  // [num_requests + 1]
   std::vector<int32_t> cache_seqlens;    // [num_requests]: keys in all, new tokens included
-  std::vector<int32_t> request_slots;    // [num_requests]
+  std::vector<int32_t> request_slots;    // [num_requests]; -1: the dummy request
   std::vector<int32_t> output_rows;      // the tokens whose logits are wanted, ascending
   int max_seqlen_q = 0;
 
@@ -29,6 +29,10 @@ struct Batch {
   // pages. The logits of the last `num_outputs` of them are wanted.
   void add(int slot, const int32_t* tokens, int count, int first_position, int num_outputs, const RequestTable& table,
            int page_size);
+
+  // Appends requests of one token, which own page 0 and whose logits nobody reads, until there are `count`.
+  // REQUIRES: all requests have one token, and its logits are wanted.
+  void pad(int count);
 
   AttentionBatch attention() const;
 };

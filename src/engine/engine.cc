@@ -85,7 +85,7 @@ StatusOr<std::span<float>> Engine::step(std::span<const Work> work) {
     batch_.add(sequence.slot, sequence.tokens.data() + sequence.num_computed, item.num_tokens, sequence.num_computed,
                item.num_outputs, runner_->table(), runner_->options().page_size);
   }
-  const std::span<float> logits = runner_->forward(batch_);
+  ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, runner_->forward(batch_));
   for (const Work& item : work) item.sequence->num_computed += item.num_tokens;
   return logits;
 }

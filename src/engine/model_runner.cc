@@ -4,13 +4,35 @@
 
 #include "base/check.h"
 #include "base/memory_info.h"
+#include "tensor/cuda/cuda_copy.h"
+#include "tensor/cuda_info.h"
 
 namespace onepass {
+namespace {
+
+Status check_gpu(const Device& device) {
+  ONEPASS_ASSIGN_OR_RETURN(const GpuInfo gpu, query_gpu(device.index));
+  if (!gpu.usable) {
+    return unimplemented("GPU ", device.index, ": this binary has no code for ", gpu.name, " (compute capability ",
+                         gpu.compute_capability / 10, ".", gpu.compute_capability % 10, ")");
+  }
+  return set_current_gpu(device.index);
+}
+
+int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+}  // namespace
+
 StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOptions& given) {
   ModelRunnerOptions options = given;
   if (options.num_threads == 0) options.num_threads = available_processors();
   auto threads = std::make_unique<ThreadPool>(options.num_threads);
-  const Stream stream{.pool = threads.get(), .isa = options.isa};
+  CudaStream cuda_stream;
+  if (options.device.kind == DeviceKind::kCuda) {
+    ONEPASS_RETURN_IF_ERROR(check_gpu(options.device));
+    ONEPASS_ASSIGN_OR_RETURN(cuda_stream, CudaStream::create());
+  }
+  const Stream stream{.device = options.device, .pool = threads.get(), .isa = options.isa, .cuda = cuda_stream.get()};
 
   ONEPASS_ASSIGN_OR_RETURN(
       std::unique_ptr<Decoder> decoder,
@@ -27,66 +49,135 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
   options.max_tokens_per_step =
       std::max(options.max_requests, static_cast<int>(std::min<int64_t>(options.max_tokens_per_step, all_tokens)));
 
-  const auto pages = [&](int64_t tokens) { return (tokens + options.page_size - 1) / options.page_size; };
-  KvPoolConfig kv = {.num_layers = config.num_layers,
-                     .num_pages = 0,
-                     .page_size = options.page_size,
-                     .num_kv_heads = config.num_kv_heads,
-                     .head_dim = config.head_dim,
-                     .head_dim_v = config.head_dim,
-                     .dtype = *options.kv_dtype};
-  int64_t num_pages = pages(options.kv_tokens);
-  if (options.kv_tokens == 0) {
-    num_pages = options.max_requests * pages(options.context_length);
-    if (options.kv_memory_fraction < 1.0) {
-      const double bytes = options.kv_memory_fraction * static_cast<double>(machine_memory());
-      num_pages =
-          std::clamp<int64_t>(static_cast<int64_t>(bytes / static_cast<double>(kv.bytes_per_page())), 1, num_pages);
-    }
-  }
-  ++num_pages;  // page 0 is the dummy request's
-  if (num_pages > INT32_MAX / 2) {
-    return invalid_argument("KV cache: ", num_pages, " pages of ", options.page_size,
-                            " tokens are more than can be numbered");
-  }
-  kv.num_pages = static_cast<int>(num_pages);
-  ONEPASS_ASSIGN_OR_RETURN(KvPool pool, KvPool::create(kv));
-  RequestTable table(options.max_requests, static_cast<int>(pages(options.context_length)));
+  RequestTable table(options.max_requests, static_cast<int>(divide_up(options.context_length, options.page_size)));
   std::unique_ptr<ModelRunner> runner(
-      new ModelRunner(options, std::move(threads), std::move(decoder), std::move(pool), std::move(table)));
-  const AttentionOptions attention{.kind = options.attention,
-                                   .max_requests = options.max_requests,
-                                   .max_tokens = options.max_tokens_per_step,
-                                   .batch_invariant = options.deterministic};
-  ONEPASS_ASSIGN_OR_RETURN(runner->backend_,
-                           make_attention_backend(attention, runner->pool_, runner->table_, runner->stream_));
-  ONEPASS_ASSIGN_OR_RETURN(runner->workspace_, DecoderWorkspace::create(config, options.max_tokens_per_step));
-  ONEPASS_ASSIGN_OR_RETURN(runner->logits_, Buffer::allocate(static_cast<size_t>(options.max_outputs_per_step) *
-                                                             config.vocab_size * sizeof(float)));
+      new ModelRunner(options, std::move(threads), std::move(cuda_stream), std::move(table)));
+  runner->decoder_ = std::move(decoder);
+  ONEPASS_RETURN_IF_ERROR(runner->allocate());
   return runner;
 }
 
-ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads,
-                         std::unique_ptr<Decoder> decoder, KvPool pool, RequestTable table)
+ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, CudaStream cuda_stream,
+                         RequestTable table)
     : options_(options),
       threads_(std::move(threads)),
-      stream_{.pool = threads_.get(), .isa = options.isa},
-      decoder_(std::move(decoder)),
-      pool_(std::move(pool)),
+      cuda_stream_(std::move(cuda_stream)),
+      stream_{.device = options.device, .pool = threads_.get(), .isa = options.isa, .cuda = cuda_stream_.get()},
       table_(std::move(table)) {}
 
-std::span<float> ModelRunner::forward(const Batch& batch) {
+// What a step works in; the KV cache last, as it takes what is left.
+Status ModelRunner::allocate() {
+  ONEPASS_ASSIGN_OR_RETURN(
+      ops_, make_decoder_ops({.weights_dtype = decoder_->weights_dtype(), .batch_invariant = options_.deterministic},
+                             stream_));
+  const DecoderWorkspace::Limits limits{.max_tokens = options_.max_tokens_per_step,
+                                        .max_outputs = options_.max_outputs_per_step};
+  ONEPASS_ASSIGN_OR_RETURN(workspace_,
+                           DecoderWorkspace::create(config(), limits, ops_->activation_dtype(), stream_.device));
+  ONEPASS_ASSIGN_OR_RETURN(transfer_, StepTransfer::create(limits, config().vocab_size, stream_.device));
+  ONEPASS_RETURN_IF_ERROR(decoder_->prepare(*ops_, limits, transfer_.logits_row_stride()));
+
+  KvPoolConfig kv = {.num_layers = config().num_layers,
+                     .num_pages = 0,
+                     .page_size = options_.page_size,
+                     .num_kv_heads = config().num_kv_heads,
+                     .head_dim = config().head_dim,
+                     .head_dim_v = config().head_dim,
+                     .dtype = *options_.kv_dtype};
+  ONEPASS_ASSIGN_OR_RETURN(kv.num_pages, count_pages(kv));
+  ONEPASS_ASSIGN_OR_RETURN(pool_, KvPool::create(kv, stream_.device));
+  const AttentionOptions attention{.kind = options_.attention,
+                                   .max_requests = options_.max_requests,
+                                   .max_tokens = options_.max_tokens_per_step,
+                                   .batch_invariant = options_.deterministic,
+                                   .layers = decoder_->attention_layers(),
+                                   .activation_dtype = ops_->activation_dtype()};
+  ONEPASS_ASSIGN_OR_RETURN(backend_, make_attention_backend(attention, pool_, table_, stream_));
+  if (options_.device.kind == DeviceKind::kCuda && options_.cuda_graphs) return capture_graphs();
+  return ok_status();
+}
+
+Status ModelRunner::capture_graphs() {
+  ForwardInput input;
+  const auto prepare = [&](int size) -> Status {
+    padded_.clear();
+    padded_.max_seqlen_q = 1;
+    padded_.pad(size);
+    ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_));
+    return ok_status();
+  };
+  graphs_ = DecodeGraphs(std::min(options_.max_requests, options_.max_outputs_per_step));
+  return graphs_.capture(cuda_stream_, prepare, [&](int) { return queue_step(input); });
+}
+
+StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv) const {
+  int64_t pages = divide_up(options_.kv_tokens, options_.page_size);
+  if (options_.kv_tokens == 0) {
+    pages = options_.max_requests * divide_up(options_.context_length, options_.page_size);
+    double available = options_.kv_memory_fraction * static_cast<double>(machine_memory());
+    bool is_limited = options_.kv_memory_fraction < 1.0;
+    if (options_.device.kind == DeviceKind::kCuda) {
+      ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
+      const double used = static_cast<double>(memory.total - memory.free);
+      available = options_.gpu_memory_fraction * static_cast<double>(memory.total) - used;
+      if (available < static_cast<double>(kv.bytes_per_page())) {
+        return resource_exhausted("KV cache: ", options_.gpu_memory_fraction, " of the GPU's ", memory.total,
+                                  " bytes are used up by weights, workspace and other programs (",
+                                  memory.total - memory.free, " bytes)");
+      }
+      is_limited = true;
+    }
+    if (is_limited) {
+      pages = std::clamp<int64_t>(static_cast<int64_t>(available / static_cast<double>(kv.bytes_per_page())), 1, pages);
+    }
+  }
+  ++pages;  // page 0 is the dummy request's
+  if (pages > INT32_MAX / 2) {
+    return invalid_argument("KV cache: ", pages, " pages of ", options_.page_size,
+                            " tokens are more than can be numbered");
+  }
+  return static_cast<int>(pages);
+}
+
+std::string ModelRunner::device_description() const {
+  const std::string device = to_string(stream_.device);
+  if (stream_.device.kind == DeviceKind::kCpu) {
+    return str_cat(device, ": ", options_.num_threads, " threads, ", to_string(options_.isa));
+  }
+  const StatusOr<GpuInfo> gpu = query_gpu(stream_.device.index);
+  return gpu.ok() ? str_cat(device, ": ", gpu->name) : device;
+}
+
+StatusOr<ForwardInput> ModelRunner::set_inputs(const Batch& batch) {
+  ONEPASS_RETURN_IF_ERROR(backend_->set_batch(batch.attention(), stream_));
+  return transfer_.upload(batch, stream_);
+}
+
+Status ModelRunner::queue_step(const ForwardInput& input) {
+  ONEPASS_RETURN_IF_ERROR(backend_->plan(stream_));
+  return decoder_->forward(input, *ops_, *backend_, workspace_, stream_);
+}
+
+StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
   const int num_outputs = static_cast<int>(batch.output_rows.size());
   ONEPASS_CHECK_LE(batch.num_tokens(), options_.max_tokens_per_step);
   ONEPASS_CHECK_LE(num_outputs, options_.max_outputs_per_step);
-  backend_->plan(batch.attention(), stream_);
-  decoder_->forward({.num_tokens = batch.num_tokens(),
-                     .input_ids = batch.input_ids.data(),
-                     .positions = batch.positions.data(),
-                     .num_output_rows = num_outputs,
-                     .output_rows = batch.output_rows.data()},
-                    *backend_, logits_.as<float>(), workspace_, stream_);
-  return {logits_.as<float>(), static_cast<size_t>(num_outputs) * config().vocab_size};
+  // The scheduler's thread is not the one that loaded the model.
+  if (stream_.device.kind == DeviceKind::kCuda) ONEPASS_RETURN_IF_ERROR(set_current_gpu(stream_.device.index));
+
+  // A step of decodes alone is a captured one, with requests that do not matter up to the next size.
+  const bool is_decode = batch.max_seqlen_q == 1 && num_outputs == batch.num_tokens();
+  const std::optional<int> size = is_decode ? graphs_.size_for(num_outputs) : std::nullopt;
+  if (size) {
+    padded_ = batch;
+    padded_.pad(*size);
+    ONEPASS_RETURN_IF_ERROR(set_inputs(padded_).status());
+    ONEPASS_RETURN_IF_ERROR(graphs_.launch(*size, cuda_stream_));
+  } else {
+    ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, set_inputs(batch));
+    ONEPASS_RETURN_IF_ERROR(queue_step(input));
+  }
+  return transfer_.download(num_outputs, stream_);
 }
 
 }  // namespace onepass

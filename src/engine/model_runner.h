@@ -9,15 +9,19 @@
 
 #include "attention/attention_backend.h"
 #include "engine/batch.h"
+#include "engine/decode_graphs.h"
+#include "engine/step_transfer.h"
 #include "kv_cache/kv_pool.h"
 #include "kv_cache/request_table.h"
 #include "models/decoder.h"
 #include "models/model_config.h"
+#include "tensor/cuda/cuda_stream.h"
 
 namespace onepass {
 
 struct ModelRunnerOptions {
   std::string model_dir;
+  Device device;
   bool dummy_weights = false;  // random weights from config.json alone
   AttentionKind attention = AttentionKind::kFlash;
   // Logits follow, bit for bit, from a sequence's tokens: not from the batch, the chunks, the page size or the number
@@ -30,9 +34,15 @@ struct ModelRunnerOptions {
   int context_length = 0;           // 0: the model's own; tokens of one sequence at most
   int max_requests = 1;             // sequences alive at the same time
   int64_t kv_tokens = 0;            // 0: max_requests times the context length, or what kv_memory_fraction allows
-  double kv_memory_fraction = 1.0;  // with kv_tokens 0: of the machine's memory, at most
-  int max_tokens_per_step = 512;    // longer prompts are computed in chunks of this many
-  int max_outputs_per_step = 0;     // rows of logits of one step; 0: max_requests
+  double kv_memory_fraction = 1.0;  // on the CPU, with kv_tokens 0: of the machine's memory, at most
+  // Where the ways in which a GPU computes this model's layers fastest are kept: found at the first start, in seconds.
+  // Empty: nowhere.
+  std::string plan_file;
+  bool cuda_graphs = true;          // decode steps on a GPU are captured at the start and replayed
+  double gpu_memory_fraction =
+      0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
+  int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
+  int max_outputs_per_step = 0;   // rows of logits of one step; 0: max_requests
 };
 
 // Used by one thread at a time. Holds the request table and the pool; which pages belong to whom is the Engine's
@@ -47,30 +57,45 @@ class ModelRunner {
   const ModelRunnerOptions& options() const { return options_; }  // with every default filled in
   const AttentionBackend& attention() const { return *backend_; }
   const Stream& stream() const { return stream_; }
+  // For people: "cpu: 2 threads, avx512", "cuda:0: NVIDIA H100 80GB HBM3".
+  std::string device_description() const;
   RequestTable& table() { return table_; }
   const KvPool& pool() const { return pool_; }
 
-  // One step: stores the tokens' K and V and returns the logits of batch.output_rows, [rows, vocab_size] float32, valid
-  // until the next call (the caller may change them). REQUIRES: token ids below vocab_size; the batch keeps to the
-  // options' limits.
-  std::span<float> forward(const Batch& batch);
+  // One step: stores the tokens' K and V and returns the logits of batch.output_rows, [rows, vocab_size] float32 in
+  // host memory, valid until the next call (the caller may change them). An error is a GPU's. REQUIRES: token ids below
+  // vocab_size; the batch keeps to the options' limits.
+  StatusOr<std::span<float>> forward(const Batch& batch);
 
   // Copies K and V of the first `num_tokens` tokens of one page to another, in every layer.
-  void copy_page(int from, int to, int num_tokens) { pool_.copy_page(from, to, num_tokens); }
+  Status copy_page(int from, int to, int num_tokens) { return pool_.copy_page(from, to, num_tokens, stream_); }
 
  private:
-  ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, std::unique_ptr<Decoder> decoder,
-              KvPool pool, RequestTable table);
+  ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, CudaStream cuda_stream,
+              RequestTable table);
 
-  const ModelRunnerOptions options_;
+  Status allocate();
+  Status capture_graphs();
+  // Brings a step's inputs to the device; a graph's launch comes after it.
+  StatusOr<ForwardInput> set_inputs(const Batch& batch);
+  // The step's work on the device, its inputs being there: what a graph holds.
+  Status queue_step(const ForwardInput& input);
+  // The KV cache's pages: as many as the options ask for, or the memory holds.
+  StatusOr<int> count_pages(const KvPoolConfig& kv) const;
+
+  ModelRunnerOptions options_;
   std::unique_ptr<ThreadPool> threads_;
+  CudaStream cuda_stream_;
   Stream stream_;
   std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<DecoderOps> ops_;
   KvPool pool_;
   RequestTable table_;
   std::unique_ptr<AttentionBackend> backend_;
   DecoderWorkspace workspace_;
-  Buffer logits_;  // [max_outputs_per_step, vocab_size]
+  StepTransfer transfer_;
+  DecodeGraphs graphs_;
+  Batch padded_;  // scratch
 };
 
 }  // namespace onepass

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/memory_info.h"
+#include "tensor/cuda/cuda_copy.h"
 
 namespace onepass {
 
@@ -12,7 +13,7 @@ int64_t KvPoolConfig::bytes_per_token() const {
          static_cast<int64_t>(size_of(dtype));
 }
 
-StatusOr<KvPool> KvPool::create(const KvPoolConfig& config) {
+StatusOr<KvPool> KvPool::create(const KvPoolConfig& config, const Device& device) {
   const auto positive = [](const char* name, int value) {
     return value > 0 ? ok_status() : invalid_argument("KV cache: ", name, ": expected at least 1, found ", value);
   };
@@ -30,31 +31,43 @@ StatusOr<KvPool> KvPool::create(const KvPoolConfig& config) {
   // Memory is mapped without asking whether there is as much, and becomes resident as pages are written: a pool that
   // can never be filled would end in the kernel's killing, in the middle of the work.
   const double bytes = static_cast<double>(config.bytes_per_page()) * config.num_pages;
-  if (bytes > static_cast<double>(machine_memory())) {
+  int64_t available = machine_memory();
+  if (device.kind == DeviceKind::kCuda) {
+    ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
+    available = static_cast<int64_t>(memory.free);
+  }
+  if (bytes > static_cast<double>(available)) {
     return resource_exhausted("KV cache: ", static_cast<int64_t>(config.num_pages) * config.page_size, " tokens of ",
-                              config.bytes_per_token(), " bytes are more than the machine's ", machine_memory(),
+                              config.bytes_per_token(), " bytes are more than the ",
+                              device.kind == DeviceKind::kCuda ? "GPU's free " : "machine's ", available,
                               " bytes hold: a shorter context length or fewer sequences would fit");
   }
   KvPool pool(config);
   const int64_t rows = static_cast<int64_t>(config.num_pages) * config.page_size * config.num_kv_heads;
   const int64_t element = static_cast<int64_t>(size_of(config.dtype));
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    ONEPASS_ASSIGN_OR_RETURN(Buffer k, Buffer::allocate(rows * config.head_dim * element));
-    ONEPASS_ASSIGN_OR_RETURN(Buffer v, Buffer::allocate(rows * config.head_dim_v * element));
+    ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer k, DeviceBuffer::allocate(rows * config.head_dim * element, device));
+    ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer v, DeviceBuffer::allocate(rows * config.head_dim_v * element, device));
     pool.k_.push_back(std::move(k));
     pool.v_.push_back(std::move(v));
   }
   return pool;
 }
 
-void KvPool::copy_page(int from, int to, int num_tokens) {
-  const auto copy = [&](Buffer& buffer, int64_t row_stride) {
+Status KvPool::copy_page(int from, int to, int num_tokens, const Stream& stream) {
+  const auto copy = [&](DeviceBuffer& buffer, int64_t row_stride) {
     const int64_t row = row_stride * static_cast<int64_t>(size_of(config_.dtype)), page = row * config_.page_size;
-    auto* const data = static_cast<std::byte*>(buffer.data());
-    std::memcpy(data + to * page, data + from * page, static_cast<size_t>(num_tokens) * row);
+    auto* const data = buffer.as<std::byte>();
+    const size_t bytes = static_cast<size_t>(num_tokens) * row;
+    if (stream.device.kind == DeviceKind::kCuda) {
+      return copy_async(data + to * page, data + from * page, bytes, stream.cuda);
+    }
+    std::memcpy(data + to * page, data + from * page, bytes);
+    return ok_status();
   };
-  for (Buffer& k : k_) copy(k, k_row_stride());
-  for (Buffer& v : v_) copy(v, v_row_stride());
+  for (DeviceBuffer& k : k_) ONEPASS_RETURN_IF_ERROR(copy(k, k_row_stride()));
+  for (DeviceBuffer& v : v_) ONEPASS_RETURN_IF_ERROR(copy(v, v_row_stride()));
+  return ok_status();
 }
 
 }  // namespace onepass

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "tensor/buffer.h"
+#include "tensor/device_buffer.h"
 #include "tensor/dtype.h"
 
 namespace onepass {
@@ -25,18 +25,21 @@ struct KvPoolConfig {
 };
 
 // K of a layer is [num_pages, page_size, num_kv_heads, head_dim], V likewise with head_dim_v: FlashAttention-3's paged
-// layout. Memory is reserved at once and becomes resident as pages are first written.
+// layout, in the memory of one device. On the CPU memory is reserved at once and becomes resident as pages are first
+// written.
 class KvPool {
  public:
+  KvPool() = default;  // empty
   // An error names the field that is wrong, or how much memory was not to be had.
-  static StatusOr<KvPool> create(const KvPoolConfig& config);
+  static StatusOr<KvPool> create(const KvPoolConfig& config, const Device& device = Device());
 
   const KvPoolConfig& config() const { return config_; }
   void* k(int layer) { return k_.at(layer).data(); }
   void* v(int layer) { return v_.at(layer).data(); }
 
-  // Copies K and V of the first `num_tokens` tokens of page `from` to page `to`, in every layer.
-  void copy_page(int from, int to, int num_tokens);
+  // Copies K and V of the first `num_tokens` tokens of page `from` to page `to`, in every layer. On a GPU the work is
+  // queued.
+  Status copy_page(int from, int to, int num_tokens, const Stream& stream);
 
   // Strides in elements.
   int64_t k_head_stride() const { return config_.head_dim; }
@@ -50,8 +53,8 @@ class KvPool {
   explicit KvPool(const KvPoolConfig& config) : config_(config) {}
 
   KvPoolConfig config_;
-  std::vector<Buffer> k_;
-  std::vector<Buffer> v_;
+  std::vector<DeviceBuffer> k_;
+  std::vector<DeviceBuffer> v_;
 };
 
 }  // namespace onepass

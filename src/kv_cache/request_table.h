@@ -37,6 +37,11 @@ class RequestTable {
   void set_num_shared_pages(int slot, int count);
 
   std::span<const PageId> pages(int slot) const;
+  // The same; for slot -1 the one page of the dummy request that pads captured batches.
+  std::span<const PageId> pages_or_dummy(int slot) const {
+    static constexpr PageId kDummyPage = 0;
+    return slot >= 0 ? pages(slot) : std::span(&kDummyPage, 1);
+  }
   int num_shared_pages(int slot) const { return rows_.at(slot).num_shared; }
   std::vector<int> used_slots() const;
 

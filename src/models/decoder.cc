@@ -1,155 +1,110 @@
 #include "models/decoder.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
-#include "kernels/activation.h"
-#include "kernels/embedding.h"
-#include "kernels/norm.h"
-#include "kernels/rope.h"
 
 namespace onepass {
 
 struct Decoder::Step {
   const ForwardInput& input;
+  DecoderOps& ops;
   AttentionBackend& backend;
   DecoderWorkspace& workspace;
   const Stream& stream;
-  int num_rows;  // rows of the residual stream: the tokens, and in the end those whose logits are wanted
+  // The rows at work: the step's tokens, and in the end those whose logits are wanted.
+  int num_rows;
+  float* hidden;
+  void* attention;
 
-  float* hidden() { return workspace.hidden.as<float>(); }
-  float* normed() { return workspace.normed.as<float>(); }
-
-  void norm(const std::vector<float>& weight, float eps) {
-    const int64_t cols = static_cast<int64_t>(weight.size());
-    run_rms_norm({.x = hidden(),
-                  .x_row_stride = cols,
-                  .weight = weight.data(),
-                  .eps = eps,
-                  .out = normed(),
-                  .out_row_stride = cols,
-                  .rows = num_rows,
-                  .cols = cols},
-                 stream);
-  }
-
-  void linear(const float* x, const WeightMatrix& weight, const float* bias, float* y, bool accumulate = false) {
-    run_linear({.x = x,
-                .x_row_stride = weight.cols(),
-                .num_rows = num_rows,
-                .weight = &weight,
-                .bias = bias,
-                .y = y,
-                .y_row_stride = weight.rows(),
-                .accumulate = accumulate},
-               workspace.linear, stream);
-  }
+  void* normed() const { return workspace.normed.data(); }
 
   // Keeps the rows whose logits are wanted, of the residual stream and of the attention's output.
-  void keep_output_rows(int64_t hidden_size, int64_t attention_size) {
-    if (input.num_output_rows == num_rows) return;
-    float* const attention = workspace.attention.as<float>();
-    for (int i = 0; i < input.num_output_rows; ++i) {
-      const int64_t row = input.output_rows[i];
-      std::copy_n(hidden() + row * hidden_size, hidden_size, hidden() + i * hidden_size);
-      std::copy_n(attention + row * attention_size, attention_size, attention + i * attention_size);
-    }
+  Status keep_output_rows(int64_t hidden_size, int64_t attention_size) {
+    if (input.num_output_rows == num_rows) return ok_status();
+    float* const last_hidden = workspace.last_hidden.as<float>();
+    void* const last_attention = workspace.last_attention.data();
+    ONEPASS_RETURN_IF_ERROR(ops.gather_rows(hidden, DType::kF32, num_rows, input.output_rows, input.num_output_rows,
+                                            hidden_size, last_hidden));
+    ONEPASS_RETURN_IF_ERROR(ops.gather_rows(attention, ops.activation_dtype(), num_rows, input.output_rows,
+                                            input.num_output_rows, attention_size, last_attention));
     num_rows = input.num_output_rows;
+    hidden = last_hidden;
+    attention = last_attention;
+    return ok_status();
   }
 };
 
-void Decoder::forward(const ForwardInput& input, AttentionBackend& backend, float* logits, DecoderWorkspace& workspace,
-                      const Stream& stream) const {
-  ONEPASS_CHECK_LE(input.num_tokens, workspace.max_tokens);
-  Step step{input, backend, workspace, stream, input.num_tokens};
-  run_embedding({.ids = input.input_ids,
-                 .num_tokens = input.num_tokens,
-                 .table = &weights_.embedding,
-                 .out = step.hidden(),
-                 .out_row_stride = config_.hidden_size},
-                stream);
-  for (int index = 0; index < config_.num_layers; ++index) {
-    attention_block(index, step);
-    mlp_block(weights_.layers[index], step);
+Status Decoder::prepare(DecoderOps& ops, const DecoderWorkspace::Limits& limits, int64_t logits_row_stride) const {
+  using Use = DecoderOps::LinearUse;
+  const LayerWeights& layer = weights_.layers[0];  // all layers have the same shapes
+  for (const auto& [use, linear] : {std::pair{Use::kOutput, &layer.qkv}, {Use::kAdd, &layer.o},
+                                    {Use::kOutput, &layer.gate_up}, {Use::kAdd, &layer.down}}) {
+    ONEPASS_RETURN_IF_ERROR(ops.prepare(use, *linear, limits.max_tokens, linear->weight.rows()));
   }
-  step.norm(weights_.final_norm, config_.rms_norm_eps);
-  step.linear(step.normed(), weights_.lm_head, nullptr, logits);
+  return ops.prepare(Use::kLogits, {.weight = weights_.lm_head}, limits.max_outputs, logits_row_stride);
 }
 
-// hidden += o(attention(rope(qk_norm(qkv(norm(hidden))))))
-void Decoder::attention_block(int index, Step& step) const {
+Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend,
+                        DecoderWorkspace& workspace, const Stream& stream) const {
+  ONEPASS_CHECK_LE(input.num_tokens, workspace.limits.max_tokens);
+  ONEPASS_CHECK_LE(input.num_output_rows, workspace.limits.max_outputs);
+  Step step{.input = input,
+            .ops = ops,
+            .backend = backend,
+            .workspace = workspace,
+            .stream = stream,
+            .num_rows = input.num_tokens,
+            .hidden = workspace.hidden.as<float>(),
+            .attention = workspace.attention.data()};
+  ONEPASS_RETURN_IF_ERROR(ops.embedding(weights_.embedding, input.input_ids, input.num_tokens, step.hidden));
+  for (int index = 0; index < config_.num_layers; ++index) {
+    ONEPASS_RETURN_IF_ERROR(attention_block(index, step));
+    if (step.num_rows == 0) return ok_status();  // no logits are wanted: K and V are stored
+    ONEPASS_RETURN_IF_ERROR(mlp_block(weights_.layers[index], step));
+  }
+  ONEPASS_RETURN_IF_ERROR(
+      ops.rms_norm(step.hidden, weights_.final_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
+  return ops.logits(step.normed(), weights_.lm_head, step.num_rows, input.logits, input.logits_row_stride);
+}
+
+// hidden += o(attention(qkv(norm(hidden)))); the rotary embedding and the norm of Q and K are the backend's.
+Status Decoder::attention_block(int index, Step& step) const {
   const LayerWeights& layer = weights_.layers[index];
   const int64_t head_dim = config_.head_dim;
   const int64_t q_size = config_.num_heads * head_dim, kv_size = config_.num_kv_heads * head_dim;
   const int64_t row_stride = q_size + 2 * kv_size;
-  float* const q = step.workspace.qkv.as<float>();
-  float* const k = q + q_size;
-  float* const v = k + kv_size;
-  float* const out = step.workspace.attention.as<float>();
+  const auto element = static_cast<int64_t>(size_of(step.ops.activation_dtype()));
+  auto* const qkv = step.workspace.qkv.as<std::byte>();
 
-  step.norm(layer.input_norm, config_.rms_norm_eps);
-  step.linear(step.normed(), layer.qkv.weight, layer.qkv.bias_data(), q);
-
-  const auto norm_and_rotate = [&](float* x, int num_heads, const std::vector<float>& norm) {
-    if (!norm.empty()) {
-      run_rms_norm({.x = x,
-                    .x_group_stride = row_stride,
-                    .x_row_stride = head_dim,
-                    .weight = norm.data(),
-                    .eps = config_.rms_norm_eps,
-                    .out = x,
-                    .out_group_stride = row_stride,
-                    .out_row_stride = head_dim,
-                    .num_groups = step.num_rows,
-                    .rows = num_heads,
-                    .cols = head_dim},
-                   step.stream);
-    }
-    run_rope({.x = x,
-              .row_stride = row_stride,
-              .num_heads = num_heads,
-              .head_dim = head_dim,
-              .rotary_dim = head_dim,
-              .num_tokens = step.num_rows,
-              .positions = step.input.positions,
-              .inv_freq = config_.rope_inv_freq.data(),
-              .attention_factor = config_.rope_attention_factor},
-             step.stream);
-  };
-  norm_and_rotate(q, config_.num_heads, layer.q_norm);
-  norm_and_rotate(k, config_.num_kv_heads, layer.k_norm);
-
-  step.backend.run(attention_layers_[index],
-                   {.q = q,
-                    .q_row_stride = row_stride,
-                    .k = k,
-                    .k_row_stride = row_stride,
-                    .v = v,
-                    .v_row_stride = row_stride,
-                    .out = out,
-                    .out_row_stride = q_size},
-                   step.stream);
+  ONEPASS_RETURN_IF_ERROR(
+      step.ops.rms_norm(step.hidden, layer.input_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
+  ONEPASS_RETURN_IF_ERROR(step.ops.linear(step.normed(), layer.qkv, step.num_rows, qkv));
+  ONEPASS_RETURN_IF_ERROR(step.backend.run(attention_layers_[index],
+                                           {.q = qkv,
+                                            .k = qkv + q_size * element,
+                                            .v = qkv + (q_size + kv_size) * element,
+                                            .row_stride = row_stride,
+                                            .out = step.attention,
+                                            .out_row_stride = q_size,
+                                            .dtype = step.ops.activation_dtype()},
+                                           step.stream));
   // After the last layer's attention, the other rows' work is done: their K and V are stored.
-  if (index + 1 == config_.num_layers) step.keep_output_rows(config_.hidden_size, q_size);
-  step.linear(out, layer.o.weight, layer.o.bias_data(), step.hidden(), /*accumulate=*/true);
+  if (index + 1 == config_.num_layers) ONEPASS_RETURN_IF_ERROR(step.keep_output_rows(config_.hidden_size, q_size));
+  return step.ops.linear_add(step.attention, layer.o, step.num_rows, step.hidden);
 }
 
 // hidden += down(silu(gate) * up), where [gate, up] = gate_up(norm(hidden))
-void Decoder::mlp_block(const LayerWeights& layer, Step& step) const {
-  float* const gate_up = step.workspace.gate_up.as<float>();
-  float* const inner = step.workspace.inner.as<float>();
-  step.norm(layer.post_attention_norm, config_.rms_norm_eps);
-  step.linear(step.normed(), layer.gate_up.weight, layer.gate_up.bias_data(), gate_up);
-  run_silu_and_mul({.gate_up = gate_up,
-                    .gate_up_row_stride = 2 * config_.intermediate_size,
-                    .out = inner,
-                    .out_row_stride = config_.intermediate_size,
-                    .rows = step.num_rows,
-                    .cols = config_.intermediate_size},
-                   step.stream);
-  step.linear(inner, layer.down.weight, layer.down.bias_data(), step.hidden(), /*accumulate=*/true);
+Status Decoder::mlp_block(const LayerWeights& layer, Step& step) const {
+  void* const gate_up = step.workspace.gate_up.data();
+  void* const inner = step.workspace.inner.data();
+  ONEPASS_RETURN_IF_ERROR(
+      step.ops.rms_norm(step.hidden, layer.post_attention_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
+  ONEPASS_RETURN_IF_ERROR(step.ops.linear(step.normed(), layer.gate_up, step.num_rows, gate_up));
+  ONEPASS_RETURN_IF_ERROR(step.ops.silu_and_mul(gate_up, step.num_rows, config_.intermediate_size, inner));
+  return step.ops.linear_add(inner, layer.down, step.num_rows, step.hidden);
 }
 
 StatusOr<std::unique_ptr<Decoder>> Decoder::load(const Options& options, const Stream& stream) {
@@ -160,7 +115,7 @@ StatusOr<std::unique_ptr<Decoder>> Decoder::load(const Options& options, const S
   } else {
     ONEPASS_ASSIGN_OR_RETURN(source, open_weight_files(options.model_dir));
   }
-  ONEPASS_ASSIGN_OR_RETURN(DecoderWeights weights, load_decoder_weights(config, std::move(source)));
+  ONEPASS_ASSIGN_OR_RETURN(DecoderWeights weights, load_decoder_weights(config, std::move(source), stream));
   return std::unique_ptr<Decoder>(new Decoder(std::move(config), std::move(weights)));
 }
 
@@ -174,20 +129,25 @@ Decoder::Decoder(ModelConfig config, DecoderWeights weights)
                                  .head_dim = config_.head_dim,
                                  .head_dim_v = config_.head_dim,
                                  .softmax_scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
-                                 .window_left = window > 0 ? window - 1 : -1});
+                                 .window_left = window > 0 ? window - 1 : -1,
+                                 .rotary_dim = config_.head_dim,
+                                 .rope_inv_freq = weights_.rope_inv_freq,
+                                 .rope_attention_factor = config_.rope_attention_factor,
+                                 .q_norm = weights_.layers[index].q_norm.data,
+                                 .k_norm = weights_.layers[index].k_norm.data,
+                                 .qk_norm_eps = config_.rms_norm_eps});
   }
 }
 
 int64_t Decoder::num_parameters() const {
-  int64_t count =
-      weights_.embedding.rows() * weights_.embedding.cols() + static_cast<int64_t>(weights_.final_norm.size());
+  int64_t count = weights_.embedding.rows() * weights_.embedding.cols() + weights_.final_norm.size;
   if (!config_.tie_word_embeddings) count += weights_.lm_head.rows() * weights_.lm_head.cols();
   for (const LayerWeights& layer : weights_.layers) {
     for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
-      count += linear->weight.rows() * linear->weight.cols() + static_cast<int64_t>(linear->bias.size());
+      count += linear->weight.rows() * linear->weight.cols() + linear->bias.size;
     }
     for (const auto* norm : {&layer.input_norm, &layer.q_norm, &layer.k_norm, &layer.post_attention_norm}) {
-      count += static_cast<int64_t>(norm->size());
+      count += norm->size;
     }
   }
   return count;
@@ -214,39 +174,45 @@ double Decoder::flops_per_token() const {
 
 namespace {
 
-// The columns of hidden, normed, qkv, attention, gate_up and inner.
-std::array<int64_t, 6> workspace_columns(const ModelConfig& config) {
-  const int64_t head_dim = config.head_dim;
-  return {config.hidden_size,
-          config.hidden_size,
-          (config.num_heads + 2 * config.num_kv_heads) * head_dim,
-          config.num_heads * head_dim,
-          int64_t{2} * config.intermediate_size,
-          config.intermediate_size};
-}
+struct Shape {
+  DeviceBuffer DecoderWorkspace::*buffer;
+  int64_t rows;
+  int64_t cols;
+  DType dtype;
 
-int64_t workspace_bytes(int64_t columns, int max_tokens) {
-  return columns * max_tokens * static_cast<int64_t>(sizeof(float));
+  int64_t bytes() const { return rows * cols * static_cast<int64_t>(size_of(dtype)); }
+};
+
+std::array<Shape, 8> workspace_shapes(const ModelConfig& config, const DecoderWorkspace::Limits& limits, DType dtype) {
+  using Workspace = DecoderWorkspace;
+  const int64_t head_dim = config.head_dim, tokens = limits.max_tokens, outputs = limits.max_outputs;
+  const int64_t q_size = config.num_heads * head_dim, kv_size = config.num_kv_heads * head_dim;
+  return {{{&Workspace::hidden, tokens, config.hidden_size, DType::kF32},
+           {&Workspace::normed, tokens, config.hidden_size, dtype},
+           {&Workspace::qkv, tokens, q_size + 2 * kv_size, dtype},
+           {&Workspace::attention, tokens, q_size, dtype},
+           {&Workspace::gate_up, tokens, int64_t{2} * config.intermediate_size, dtype},
+           {&Workspace::inner, tokens, config.intermediate_size, dtype},
+           {&Workspace::last_hidden, outputs, config.hidden_size, DType::kF32},
+           {&Workspace::last_attention, outputs, q_size, dtype}}};
 }
 
 }  // namespace
 
-StatusOr<DecoderWorkspace> DecoderWorkspace::create(const ModelConfig& config, int max_tokens) {
+StatusOr<DecoderWorkspace> DecoderWorkspace::create(const ModelConfig& config, const Limits& limits,
+                                                    DType activation_dtype, const Device& device) {
   DecoderWorkspace workspace;
-  workspace.max_tokens = max_tokens;
-  const auto columns = workspace_columns(config);
-  Buffer* const buffers[] = {&workspace.hidden,    &workspace.normed,  &workspace.qkv,
-                             &workspace.attention, &workspace.gate_up, &workspace.inner};
-  for (size_t i = 0; i < columns.size(); ++i) {
-    ONEPASS_ASSIGN_OR_RETURN(*buffers[i],
-                             Buffer::allocate(static_cast<size_t>(workspace_bytes(columns[i], max_tokens))));
+  workspace.limits = limits;
+  for (const Shape& shape : workspace_shapes(config, limits, activation_dtype)) {
+    ONEPASS_ASSIGN_OR_RETURN(workspace.*shape.buffer,
+                             DeviceBuffer::allocate(static_cast<size_t>(shape.bytes()), device));
   }
   return workspace;
 }
 
-int64_t DecoderWorkspace::size_bytes(const ModelConfig& config, int max_tokens) {
+int64_t DecoderWorkspace::size_bytes(const ModelConfig& config, const Limits& limits, DType activation_dtype) {
   int64_t bytes = 0;
-  for (const int64_t columns : workspace_columns(config)) bytes += workspace_bytes(columns, max_tokens);
+  for (const Shape& shape : workspace_shapes(config, limits, activation_dtype)) bytes += shape.bytes();
   return bytes;
 }
 

@@ -2,45 +2,56 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "kernels/linear.h"
 #include "models/model_config.h"
 #include "models/weight_source.h"
+#include "tensor/device_buffer.h"
 
 namespace onepass {
 
-// A dense layer: weights where the source keeps them, and a bias (empty: none).
+// Numbers of a norm or a bias; empty: there is none.
+struct FloatVector {
+  const float* data = nullptr;
+  int64_t size = 0;
+
+  bool empty() const { return size == 0; }
+};
+
+// A dense layer: weights and a bias.
 struct Linear {
   WeightMatrix weight;
-  std::vector<float> bias;
-
-  const float* bias_data() const { return bias.empty() ? nullptr : bias.data(); }
+  FloatVector bias;
 };
 
 struct LayerWeights {
-  std::vector<float> input_norm;           // [hidden_size]
-  Linear qkv;                              // [(num_heads + 2 num_kv_heads) * head_dim, hidden_size]
-  std::vector<float> q_norm, k_norm;       // [head_dim]; empty: none
-  Linear o;                                // [hidden_size, num_heads * head_dim]
-  std::vector<float> post_attention_norm;  // [hidden_size]
-  Linear gate_up;                          // [2 intermediate_size, hidden_size]
-  Linear down;                             // [hidden_size, intermediate_size]
+  FloatVector input_norm;           // [hidden_size]
+  Linear qkv;                       // [(num_heads + 2 num_kv_heads) * head_dim, hidden_size]
+  FloatVector q_norm, k_norm;       // [head_dim]; empty: none
+  Linear o;                         // [hidden_size, num_heads * head_dim]
+  FloatVector post_attention_norm;  // [hidden_size]
+  Linear gate_up;                   // [2 intermediate_size, hidden_size]
+  Linear down;                      // [hidden_size, intermediate_size]
 };
 
+// All in memory of one device: on the CPU the matrices are where the source keeps them; on a GPU each is one slice.
 struct DecoderWeights {
   WeightMatrix embedding;  // [vocab_size, hidden_size]
   std::vector<LayerWeights> layers;
-  std::vector<float> final_norm;
-  WeightMatrix lm_head;  // the embedding itself when they are tied
+  FloatVector final_norm;
+  const double* rope_inv_freq = nullptr;  // [head_dim / 2]
+  WeightMatrix lm_head;                   // the embedding itself when they are tied
 
-  std::unique_ptr<WeightSource> source;  // owns what the matrices point to
-  std::vector<Buffer> converted;         // matrices whose parts came in different dtypes, as float32
+  // What owns the memory: the source, and what was copied or converted.
+  std::unique_ptr<WeightSource> source;
+  std::vector<DeviceBuffer> buffers;
 };
 
-// Takes every tensor that the config asks for from `source`; an error names the first that is missing, has another
-// shape or that the config does not account for.
-StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source);
+// Takes every tensor that the config asks for from `source` to the stream's device; an error names the first that is
+// missing, has another shape or that the config does not account for. See models/weight_store.h for what becomes of
+// dtypes.
+StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source,
+                                              const Stream& stream);
 
 }  // namespace onepass

@@ -249,17 +249,20 @@ TEST_F(ModelConfigTest, RefusesWhatItCannotRun) {
 
 TEST_F(ModelConfigTest, SizesTheWorkspaceWithoutAllocatingIt) {
   ModelConfig config = loaded(llama_);
-  const auto workspace = DecoderWorkspace::create(config, 100);
+  const DecoderWorkspace::Limits limits{.max_tokens = 100, .max_outputs = 7};
+  const auto workspace = DecoderWorkspace::create(config, limits, DType::kF32, Device());
   ASSERT_TRUE(workspace.ok()) << workspace.status();
   size_t bytes = 0;
-  for (const Buffer* buffer : {&workspace->hidden, &workspace->normed, &workspace->qkv, &workspace->attention,
-                               &workspace->gate_up, &workspace->inner}) {
+  for (const DeviceBuffer* buffer :
+       {&workspace->hidden, &workspace->normed, &workspace->qkv, &workspace->attention, &workspace->gate_up,
+        &workspace->inner, &workspace->last_hidden, &workspace->last_attention}) {
     EXPECT_GT(buffer->size(), 0u);
     bytes += buffer->size();
   }
-  EXPECT_EQ(DecoderWorkspace::size_bytes(config, 100), static_cast<int64_t>(bytes));
+  EXPECT_EQ(DecoderWorkspace::size_bytes(config, limits, DType::kF32), static_cast<int64_t>(bytes));
   config.intermediate_size = 1 << 24;  // more than an address space holds
-  EXPECT_GT(DecoderWorkspace::size_bytes(config, 1 << 20), int64_t{1} << 47);
+  EXPECT_GT(DecoderWorkspace::size_bytes(config, {.max_tokens = 1 << 20, .max_outputs = 1}, DType::kF32),
+            int64_t{1} << 47);
 }
 
 TEST_F(ModelConfigTest, RefusesWhatIsNoJson) {

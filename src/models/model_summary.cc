@@ -36,7 +36,7 @@ StatusOr<ModelSummary> summarize_model(const std::string& model_dir) {
   ModelSummary summary;
   ONEPASS_ASSIGN_OR_RETURN(summary.config, load_model_config(model_dir));
   ONEPASS_ASSIGN_OR_RETURN(auto source, open_weight_files(model_dir));
-  ONEPASS_RETURN_IF_ERROR(load_decoder_weights(summary.config, std::move(source)).status());
+  ONEPASS_RETURN_IF_ERROR(load_decoder_weights(summary.config, std::move(source), Stream()).status());
 
   for (const char* name : {"embedding", "attention", "mlp", "norms", "lm_head", "other"}) {
     summary.groups.push_back({.name = name});

@@ -37,6 +37,10 @@ class FileWeights final : public WeightSource {
                      files_.size(), files_.size() == 1 ? " file" : " files");
   }
 
+  std::optional<RandomTensor> random_tensor(const std::string&, const std::vector<int64_t>&) override {
+    return std::nullopt;
+  }
+
   std::vector<std::string> untaken() const override {
     std::vector<std::string> names;
     for (const SafetensorsFile& file : files_) {
@@ -82,25 +86,35 @@ class RandomWeights final : public WeightSource {
                                 " with tensor ", name);
     }
     ONEPASS_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(view.size_bytes()));
-    // Matrices keep the variance of their input (uniform numbers in [-1/2, 1/2) have variance 1/12); norms scale by 0.5
-    // to 1.5.
-    const bool is_matrix = shape.size() == 2;
-    const float scale = is_matrix ? std::sqrt(12.0f / static_cast<float>(shape[1])) : 1.0f;
-    const float offset = name.ends_with("norm.weight") ? 1.0f : 0.0f;
-    const uint64_t seed = ++count_ * 0x632be59bd9b4e019u;
+    const RandomTensor random = next(name, shape);
     const int64_t elements = view.num_elements();
     stream_.pool->parallel_for(elements, 65536, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) store_float(buffer.data(), dtype_, i, offset + scale * uniform(seed, i));
+      for (int64_t i = begin; i < end; ++i) {
+        store_float(buffer.data(), dtype_, i, random.offset + random.scale * uniform(random.seed, i));
+      }
     });
     view.data = buffer.data();
     buffers_.push_back(std::move(buffer));
     return view;
   }
 
+  std::optional<RandomTensor> random_tensor(const std::string& name, const std::vector<int64_t>& shape) override {
+    return next(name, shape);
+  }
+
   std::vector<std::string> untaken() const override { return {}; }
   int64_t file_bytes() const override { return 0; }
 
  private:
+  // Matrices keep the variance of their input (uniform numbers in [-1/2, 1/2) have variance 1/12); norms scale by 0.5
+  // to 1.5.
+  RandomTensor next(const std::string& name, const std::vector<int64_t>& shape) {
+    return {.dtype = dtype_,
+            .offset = name.ends_with("norm.weight") ? 1.0f : 0.0f,
+            .scale = shape.size() == 2 ? std::sqrt(12.0f / static_cast<float>(shape[1])) : 1.0f,
+            .seed = ++count_ * 0x632be59bd9b4e019u};
+  }
+
   const DType dtype_;
   const Stream stream_;
   uint64_t count_ = 0;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +14,14 @@
 
 namespace onepass {
 
+// A tensor of random numbers: element i is offset + scale * u, u uniform in [-1/2, 1/2) and a function of seed and i.
+struct RandomTensor {
+  DType dtype = DType::kBF16;
+  float offset = 0.0f;
+  float scale = 0.0f;
+  uint64_t seed = 0;
+};
+
 // Owns the memory of every tensor that it hands out.
 class WeightSource {
  public:
@@ -22,6 +30,10 @@ class WeightSource {
   // A floating tensor of this name and shape; an error names the file, the tensor, and the expected and the found
   // shape.
   virtual StatusOr<TensorView> tensor(const std::string& name, const std::vector<int64_t>& shape) = 0;
+
+  // What tensor() would make, where it makes rather than finds them, for a device that can do so in its own memory;
+  // nothing where it finds them. Asked instead of tensor().
+  virtual std::optional<RandomTensor> random_tensor(const std::string& name, const std::vector<int64_t>& shape) = 0;
 
   // Names in the files that nobody has asked for, sorted.
   virtual std::vector<std::string> untaken() const = 0;

@@ -113,10 +113,10 @@ TEST_F(WeightSourceTest, DecoderRefusesTensorsThatItWouldIgnore) {
   ASSERT_TRUE(config.ok()) << config.status();
   auto source = open_weight_files(golden);
   ASSERT_TRUE(source.ok()) << source.status();
-  EXPECT_TRUE(load_decoder_weights(*config, *std::move(source)).ok());
+  EXPECT_TRUE(load_decoder_weights(*config, *std::move(source), Stream()).ok());
   config->mlp_bias = false;
   source = open_weight_files(golden);
-  const Status status = load_decoder_weights(*config, *std::move(source)).status();
+  const Status status = load_decoder_weights(*config, *std::move(source), Stream()).status();
   EXPECT_NE(status.message().find("tensor model.layers.0.mlp.down_proj.bias: expected only what LlamaForCausalLM"),
             std::string::npos)
       << status;

@@ -34,7 +34,16 @@ void StepExecutor::launch(const StepPlan& plan) {
   }
 
   const auto start = std::chrono::steady_clock::now();
-  const std::span<float> logits = runner_.forward(batch_);
+  const Status status = run(plan, sampled);
+  if (!status.ok()) {  // a GPU's error: none of the step's tokens can be trusted
+    for (Sampled& one : sampled) one.token = status;
+  }
+  device_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  results_.push_back(std::move(sampled));
+}
+
+Status StepExecutor::run(const StepPlan& plan, std::vector<Sampled>& sampled) {
+  ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, runner_.forward(batch_));
   const size_t vocab = runner_.config().vocab_size;
   const auto sample = [&](int64_t i, int) {
     const std::span<float> row = logits.subspan(rows_[i] * vocab, vocab);
@@ -49,9 +58,10 @@ void StepExecutor::launch(const StepPlan& plan) {
     if (sampled[i].token.ok()) last_tokens_[slots_[i]] = sampled[i].token->token;
   };
   runner_.stream().pool->parallel_dynamic(std::ssize(sampled), sample);
-  for (const PageCopy& copy : plan.copies) runner_.copy_page(copy.from, copy.to, copy.num_tokens);
-  device_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  results_.push_back(std::move(sampled));
+  for (const PageCopy& copy : plan.copies) {
+    ONEPASS_RETURN_IF_ERROR(runner_.copy_page(copy.from, copy.to, copy.num_tokens));
+  }
+  return ok_status();
 }
 
 std::vector<StepExecutor::Sampled> StepExecutor::collect() {

@@ -33,6 +33,9 @@ class StepExecutor {
   double device_seconds() const { return device_seconds_; }  // of all steps so far, sampling included
 
  private:
+  // Forward pass, sampling and page copies of the batch.
+  Status run(const StepPlan& plan, std::vector<Sampled>& sampled);
+
   ModelRunner& runner_;
   Batch batch_;                       // scratch, and of those that sample:
   std::vector<int> slots_, rows_;     // their slots and rows of logits

@@ -2,56 +2,15 @@
 // memory, then every thread takes pieces of 16 bytes: a pair of them to rotate, or one to copy.
 #include "kernels/cuda/rope_store_kv.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <initializer_list>
 
+#include "kernels/cuda/elements.cuh"
 #include "tensor/cuda/cuda_status.h"
 
 namespace onepass {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ inline float widen(float x) { return x; }
-__device__ inline float widen(__half x) { return __half2float(x); }
-__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <typename T>
-__device__ inline T narrow(float x);
-template <>
-__device__ inline float narrow<float>(float x) {
-  return x;
-}
-template <>
-__device__ inline __half narrow<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
-// kCount elements that are loaded and stored at once.
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Piece {
-  T values[kCount];
-};
-
-template <typename T, int kCount>
-__device__ inline void load(const void* data, int64_t at, float (&to)[kCount]) {
-  const auto piece = *reinterpret_cast<const Piece<T, kCount>*>(static_cast<const T*>(data) + at);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) to[i] = widen(piece.values[i]);
-}
-
-template <typename T, int kCount>
-__device__ inline void store(void* data, int64_t at, const float (&from)[kCount]) {
-  Piece<T, kCount> piece;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) piece.values[i] = narrow<T>(from[i]);
-  *reinterpret_cast<Piece<T, kCount>*>(static_cast<T*>(data) + at) = piece;
-}
 
 // cos and sin of position * frequency. The angle is reduced in double, as float32 loses the position at 100k tokens.
 __device__ inline float2 rotation(int position, double inv_freq, float factor) {
@@ -70,14 +29,14 @@ __device__ inline void move_piece(const void* source, void* destination, int64_t
   float a[kCount];
   if (number >= pairs) {
     const int d = 2 * half + (number - pairs) * kCount;
-    load<From>(source, from + d, a);
-    store<To>(destination, to + d, a);
+    load_piece<From>(source, from + d, a);
+    store_piece<To>(destination, to + d, a);
     return;
   }
   const int d = number * kCount;
   float b[kCount];
-  load<From>(source, from + d, a);
-  load<From>(source, from + d + half, b);
+  load_piece<From>(source, from + d, a);
+  load_piece<From>(source, from + d + half, b);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const float2 angle = angles[d + i];
@@ -85,8 +44,8 @@ __device__ inline void move_piece(const void* source, void* destination, int64_t
     a[i] = x * angle.x - y * angle.y;
     b[i] = y * angle.x + x * angle.y;
   }
-  store<To>(destination, to + d, a);
-  store<To>(destination, to + d + half, b);
+  store_piece<To>(destination, to + d, a);
+  store_piece<To>(destination, to + d + half, b);
 }
 
 template <typename T, typename Pool, int kCount>
@@ -126,10 +85,8 @@ __global__ void __launch_bounds__(kThreads) rope_store_kv_kernel(const __grid_co
   }
 }
 
-bool is_stored(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
-
 Status check(const RopeStoreKvParams& p) {
-  if (!is_stored(p.dtype) || !is_stored(p.pool_dtype)) {
+  if (!is_float_dtype(p.dtype) || !is_float_dtype(p.pool_dtype)) {
     return invalid_argument("rope_store_kv: dtype and pool_dtype: expected float32, float16 or bfloat16, found ",
                             to_string(p.dtype), " and ", to_string(p.pool_dtype));
   }

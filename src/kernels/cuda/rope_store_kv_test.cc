@@ -5,65 +5,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <numeric>
-#include <random>
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "kernels/cuda/cuda_kernel_test.h"
 #include "kernels/kv_store.h"
 #include "kernels/rope.h"
-#include "tensor/cuda/cuda_buffer.h"
 #include "tensor/cuda/cuda_stream.h"
-#include "tensor/cuda_info.h"
 
 namespace onepass {
 namespace {
 
-class RopeStoreKvTest : public testing::Test {
+class RopeStoreKvTest : public CudaKernelTest {
  protected:
-  void SetUp() override {
-    const CudaInfo cuda = query_cuda();
-    if (!cuda.problem.empty()) GTEST_SKIP() << "no GPU to test on: " << cuda.problem;
-  }
-
-  // Numbers that `dtype` represents exactly.
-  std::vector<float> random_values(int64_t count, DType dtype) {
-    std::normal_distribution<float> normal;
-    std::vector<float> values(count);
-    for (float& value : values) {
-      store_float(&value, dtype, 0, normal(rng_));
-      value = load_float(&value, dtype, 0);
-    }
-    return values;
-  }
-  template <typename T>
-  static CudaBuffer upload(const std::vector<T>& values) {
-    return CudaBuffer::copy_of(std::as_bytes(std::span(values))).value();
-  }
-  static CudaBuffer upload(const std::vector<float>& values, DType dtype) {
-    std::vector<std::byte> bytes(values.size() * size_of(dtype));
-    convert_from_float(values.data(), dtype, values.size(), bytes.data());
-    return CudaBuffer::copy_of(bytes).value();
-  }
-  static std::vector<float> download(const CudaBuffer& buffer, DType dtype, int64_t count) {
-    std::vector<std::byte> bytes(count * size_of(dtype));
-    EXPECT_TRUE(buffer.download(bytes).ok());
-    std::vector<float> values(count);
-    convert_to_float(bytes.data(), dtype, count, values.data());
-    return values;
-  }
-  // Equal but for the last digit that `dtype` keeps.
-  static void expect_near(const std::vector<float>& found, const std::vector<float>& expected, DType dtype) {
-    const double digit = dtype == DType::kF32 ? 0.0 : dtype == DType::kF16 ? 1.0 / 1024 : 1.0 / 128;
-    ASSERT_EQ(found.size(), expected.size());
-    for (size_t i = 0; i < found.size(); ++i) {
-      ASSERT_NEAR(found[i], expected[i], 4e-6 + digit * std::abs(expected[i])) << "element " << i;
-    }
-  }
-
-  std::mt19937_64 rng_{3};
   ThreadPool pool_{1};
 };
 

@@ -34,8 +34,11 @@ CudaBuffer::~CudaBuffer() {
 Status CudaBuffer::upload(std::span<const std::byte> bytes, size_t offset) {
   ONEPASS_CHECK_LE(offset + bytes.size(), size_);
   if (bytes.empty()) return ok_status();
-  return cuda_status(cudaMemcpy(as<std::byte>() + offset, bytes.data(), bytes.size(), cudaMemcpyHostToDevice),
-                     "copy to the GPU");
+  ONEPASS_RETURN_IF_ERROR(cuda_status(
+      cudaMemcpy(as<std::byte>() + offset, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy to the GPU"));
+  // The runtime returns when ordinary host memory has been staged, and streams that do not wait for the default one
+  // would find what was there before.
+  return cuda_status(cudaStreamSynchronize(nullptr), "copy to the GPU");
 }
 
 Status CudaBuffer::download(std::span<std::byte> bytes, size_t offset) const {

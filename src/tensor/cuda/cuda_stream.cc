@@ -31,6 +31,8 @@ Status CudaEvent::record(const CudaStream& stream) {
   return cuda_status(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
 }
 
+Status CudaEvent::synchronize() const { return cuda_status(cudaEventSynchronize(event_), "work on the GPU"); }
+
 StatusOr<double> CudaEvent::seconds_since(const CudaEvent& start) const {
   ONEPASS_RETURN_IF_ERROR(cuda_status(cudaEventSynchronize(event_), "work on the GPU"));
   float milliseconds = 0.0f;

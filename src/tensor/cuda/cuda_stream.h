@@ -15,6 +15,7 @@ namespace onepass {
 // A queue of work for the current GPU. Does not wait for the default stream.
 class CudaStream {
  public:
+  CudaStream() = default;  // the default stream
   static StatusOr<CudaStream> create();
   CudaStream(CudaStream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
   CudaStream& operator=(CudaStream&& other) noexcept {
@@ -28,13 +29,13 @@ class CudaStream {
   CUstream_st* get() const { return stream_; }
 
  private:
-  CudaStream() = default;
   CUstream_st* stream_ = nullptr;
 };
 
 // A point in a stream's work, with the time at which it was reached.
 class CudaEvent {
  public:
+  CudaEvent() = default;  // none
   static StatusOr<CudaEvent> create();
   CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
   CudaEvent& operator=(CudaEvent&& other) noexcept {
@@ -46,9 +47,10 @@ class CudaEvent {
   Status record(const CudaStream& stream);
   // From `start` to this event, about 0.5 us exact. Waits for both.
   StatusOr<double> seconds_since(const CudaEvent& start) const;
+  // Waits until it is reached; errors of the work before it show here.
+  Status synchronize() const;
 
  private:
-  CudaEvent() = default;
   CUevent_st* event_ = nullptr;
 };
 

@@ -1,0 +1,64 @@
+// Programmatic dependent launch: a kernel's blocks begin while the kernel before it in the stream still runs, and wait
+// where they first touch what that one writes. What the launch of a kernel costs (2 us of a decoder's 5 to 40 for a
+// layer's operator) is hidden, and weights, which no kernel writes, are on their way before the wait.
+//
+// Every thread of a kernel that is launched so calls wait_for_earlier_kernels() before it ends.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string_view>
+
+#include "base/status.h"
+#include "tensor/cuda/cuda_status.h"
+
+namespace onepass {
+
+__device__ inline void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel's blocks begin as far as their own wait, once all blocks of this one have come here or ended.
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+struct LaunchShape {
+  dim3 grid;
+  int threads = 0;          // of a block
+  size_t shared_bytes = 0;  // dynamic
+  int cluster = 1;          // thread blocks of a cluster, along x
+};
+
+// Queues kernel(args...), early where the GPU can.
+template <typename... Params, typename... Args>
+Status launch_early(std::string_view what, void (*kernel)(Params...), const LaunchShape& shape, CUstream_st* stream,
+                    const Args&... args) {
+  int device = 0, major = 0;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), what));
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what));
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (major >= 9) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = shape.cluster;
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
+}
+
+}  // namespace onepass

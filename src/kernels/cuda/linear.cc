@@ -1,0 +1,243 @@
+#include "kernels/cuda/linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "base/log.h"
+#include "kernels/cuda/cublaslt_linear.h"
+#include "kernels/cuda/linear_plans.h"
+#include "kernels/cuda/linear_timing.h"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/stream_linear.h"
+#include "tensor/cuda/cuda_status.h"
+#include "tensor/cuda/gpu_context.h"
+
+namespace onepass {
+namespace {
+
+constexpr int kAlgorithms = 8;  // of cuBLASLt that are timed; its first guess is right in most cases, and within 10%
+
+Status check(const CudaLinearParams& p) {
+  const auto error = [](const char* what, const auto&... parts) {
+    return invalid_argument("linear: ", what, parts...);
+  };
+  if (p.dtype != DType::kF16 && p.dtype != DType::kBF16) {
+    return error("dtype: expected float16 or bfloat16, found ", to_string(p.dtype));
+  }
+  if (p.y_dtype != DType::kF32 && p.y_dtype != p.dtype) {
+    return error("y_dtype: expected float32 or ", to_string(p.dtype), ", found ", to_string(p.y_dtype));
+  }
+  if (p.rows <= 0 || p.rows > 0x7fffffff) return error("rows: expected 1 to 2147483647, found ", p.rows);
+  // So that each row of the weights begins at a multiple of 16 bytes.
+  if (p.cols <= 0 || p.cols % 8 != 0 || p.cols > 0x7fffffff) {
+    return error("cols: expected a multiple of 8 from 8 to 2147483640, found ", p.cols);
+  }
+  if (p.num_rows < 0 || p.num_rows > 0x7fffffff) return error("num_rows: expected 0 to 2147483647, found ", p.num_rows);
+  if (p.x_row_stride < p.cols || p.x_row_stride % 8 != 0) {
+    return error("x_row_stride: expected a multiple of 8 from cols = ", p.cols, " on, found ", p.x_row_stride);
+  }
+  const int64_t y_piece = p.y_dtype == DType::kF32 ? 4 : 8;
+  if (p.y_row_stride < p.rows || p.y_row_stride % y_piece != 0) {
+    return error("y_row_stride: expected a multiple of ", y_piece, " from rows = ", p.rows, " on, found ",
+                 p.y_row_stride);
+  }
+  return ok_status();
+}
+
+Status check_addresses(const CudaLinearParams& p) {
+  for (const void* address : {p.x, p.weight, static_cast<const void*>(p.y)}) {
+    if (address == nullptr || reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+      return invalid_argument("linear: x, weight and y: expected addresses that are multiples of 16, found ",
+                              reinterpret_cast<uintptr_t>(address));
+    }
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+class CudaLinear::Impl {
+ public:
+  Impl(const GpuInfo& gpu, const Options& options) : gpu_(gpu), options_(options) {}
+
+  Status open();
+  Status prepare(const CudaLinearParams& params);
+  Status run(const CudaLinearParams& params, CUstream_st* stream);
+  std::string describe(const CudaLinearParams& params) const;
+
+ private:
+  Status plan(const CudaLinearParams& params);
+  std::vector<LinearPlan> candidates(const CudaLinearParams& params) const;
+  StatusOr<LinearPlan> fastest(const CudaLinearParams& params, const std::vector<LinearPlan>& plans);
+  Status run(const LinearPlan& plan, const CudaLinearParams& params, CUstream_st* stream);
+  Status run_cublaslt(const LinearPlan& plan, const CudaLinearParams& params, CUstream_st* stream);
+  Status make_bias(const CudaLinearParams& params);
+
+  const GpuInfo gpu_;
+  const Options options_;
+  std::unique_ptr<CublasLtLinear> cublaslt_;  // null: batch-invariant
+  LinearMachine machine_;
+  LinearPlans plans_;                     // num_rows as planned_num_rows() gives it
+  LinearPlans exact_;                     // where that one's algorithm does not do the number itself
+  std::map<int64_t, CudaBuffer> biases_;  // by rows: a bias in y's dtype, as the library wants it
+  CudaBuffer zero_;                       // an int32
+};
+
+Status CudaLinear::Impl::open() {
+  if (options_.batch_invariant) return ok_status();
+  ONEPASS_ASSIGN_OR_RETURN(cublaslt_, CublasLtLinear::create());
+  ONEPASS_ASSIGN_OR_RETURN(zero_, CudaBuffer::allocate_zeroed(sizeof(int32_t)));
+  machine_ = {.gpu = gpu_.name, .cublaslt_version = cublaslt_->version()};
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaDriverGetVersion(&machine_.driver_version), "cudaDriverGetVersion"));
+  if (!options_.plan_file.empty()) plans_ = read_linear_plans(options_.plan_file, machine_);
+  return ok_status();
+}
+
+Status CudaLinear::Impl::make_bias(const CudaLinearParams& p) {
+  if (options_.batch_invariant || p.bias == nullptr || p.y_dtype == DType::kF32 || biases_.contains(p.rows)) {
+    return ok_status();
+  }
+  ONEPASS_ASSIGN_OR_RETURN(biases_[p.rows], CudaBuffer::allocate(p.rows * size_of(p.y_dtype)));
+  return ok_status();
+}
+
+Status CudaLinear::Impl::prepare(const CudaLinearParams& params) {
+  ONEPASS_RETURN_IF_ERROR(check(params));
+  if (params.num_rows == 0 || options_.batch_invariant) return ok_status();
+  CudaLinearParams planned = params;
+  planned.num_rows = planned_num_rows(params.num_rows);
+  ONEPASS_RETURN_IF_ERROR(make_bias(planned));
+  return plans_.contains(shape_of(planned)) ? ok_status() : plan(planned);
+}
+
+std::vector<LinearPlan> CudaLinear::Impl::candidates(const CudaLinearParams& params) const {
+  std::vector<LinearPlan> plans;
+  for (const StreamLinearPlan& plan : stream_linear_plans(params.cols, params.num_rows, gpu_)) {
+    plans.push_back({.stream = true, .stream_plan = plan});
+  }
+  // That the library has nothing for a shape is an error only where there is nothing else.
+  const auto algorithms = cublaslt_->algorithms(params, kAlgorithms);
+  if (!algorithms.ok()) return plans;
+  for (const cublasLtMatmulAlgo_t& algorithm : *algorithms) {
+    LinearPlan& plan = plans.emplace_back();
+    static_assert(sizeof(plan.algorithm) == sizeof(algorithm.data));
+    std::memcpy(plan.algorithm.data(), algorithm.data, sizeof(algorithm.data));
+  }
+  return plans;
+}
+
+// Where there is no memory to try them: the first.
+StatusOr<LinearPlan> CudaLinear::Impl::fastest(const CudaLinearParams& params, const std::vector<LinearPlan>& plans) {
+  std::vector<LinearRun> runs;
+  runs.reserve(plans.size());
+  for (const LinearPlan& plan : plans) {
+    runs.emplace_back([this, &plan](const CudaLinearParams& p, CUstream_st* stream) { return run(plan, p, stream); });
+  }
+  const StatusOr<std::vector<double>> seconds = time_linear(params, gpu_, runs);
+  if (absl::IsResourceExhausted(seconds.status())) {
+    log_debug(std::string(seconds.status().message()));
+    return plans.front();
+  }
+  if (!seconds.ok()) return seconds.status();
+  return plans[std::min_element(seconds->begin(), seconds->end()) - seconds->begin()];
+}
+
+Status CudaLinear::Impl::plan(const CudaLinearParams& params) {
+  const std::vector<LinearPlan> plans = candidates(params);
+  if (plans.empty()) {
+    return unimplemented("linear: cuBLASLt has no algorithm for ", params.num_rows, " x ", params.cols, " by ",
+                         params.rows, " in ", to_string(params.dtype));
+  }
+  ONEPASS_ASSIGN_OR_RETURN(plans_[shape_of(params)], fastest(params, plans));
+  if (options_.plan_file.empty()) return ok_status();
+  if (const Status status = write_linear_plans(options_.plan_file, machine_, plans_); !status.ok()) {
+    log_warning(std::string(status.message()));
+  }
+  return ok_status();
+}
+
+Status CudaLinear::Impl::run_cublaslt(const LinearPlan& plan, const CudaLinearParams& p, CUstream_st* stream) {
+  const void* bias = p.bias;
+  if (p.bias != nullptr && p.y_dtype != DType::kF32) {
+    const CudaBuffer& converted = biases_.at(p.rows);
+    ONEPASS_RETURN_IF_ERROR(run_gather_rows_cuda({.table = p.bias,
+                                                  .table_dtype = DType::kF32,
+                                                  .table_rows = 1,
+                                                  .index = zero_.as<int32_t>(),
+                                                  .out = converted.data(),
+                                                  .out_dtype = p.y_dtype,
+                                                  .rows = 1,
+                                                  .cols = p.rows},
+                                                 stream));
+    bias = converted.data();
+  }
+  cublasLtMatmulAlgo_t algorithm;
+  std::memcpy(algorithm.data, plan.algorithm.data(), sizeof(algorithm.data));
+  return cublaslt_->run(p, bias, algorithm, stream);
+}
+
+Status CudaLinear::Impl::run(const LinearPlan& plan, const CudaLinearParams& params, CUstream_st* stream) {
+  return plan.stream ? run_stream_linear(params, plan.stream_plan, gpu_, stream) : run_cublaslt(plan, params, stream);
+}
+
+Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream) {
+  ONEPASS_RETURN_IF_ERROR(check(params));
+  if (params.num_rows == 0) return ok_status();
+  ONEPASS_RETURN_IF_ERROR(check_addresses(params));
+  if (options_.batch_invariant) {
+    ONEPASS_ASSIGN_OR_RETURN(const StreamLinearPlan plan, batch_invariant_plan(params.cols, params.num_rows, gpu_));
+    return run_stream_linear(params, plan, gpu_, stream);
+  }
+  if (!exact_.empty()) {
+    if (const auto it = exact_.find(shape_of(params)); it != exact_.end()) return run(it->second, params, stream);
+  }
+  LinearShape planned = shape_of(params);
+  planned.num_rows = planned_num_rows(params.num_rows);
+  auto it = plans_.find(planned);
+  if (it == plans_.end() ||
+      (params.bias != nullptr && params.y_dtype != DType::kF32 && !biases_.contains(params.rows))) {
+    ONEPASS_ASSIGN_OR_RETURN(const uint64_t capture, capture_id(stream));
+    if (capture != 0) {
+      return absl::FailedPreconditionError(str_cat("linear: ", params.num_rows, " x ", params.cols, " by ", params.rows,
+                                                   ": expected to be prepared before a graph is captured"));
+    }
+    ONEPASS_RETURN_IF_ERROR(prepare(params));
+    it = plans_.find(planned);
+  }
+  Status status = run(it->second, params, stream);
+  if (!absl::IsUnimplemented(status) || params.num_rows == planned.num_rows) return status;
+  ONEPASS_ASSIGN_OR_RETURN(const auto algorithms, cublaslt_->algorithms(params, 1));
+  if (algorithms.empty()) return status;
+  LinearPlan& plan = exact_[shape_of(params)];
+  std::memcpy(plan.algorithm.data(), algorithms[0].data, sizeof(algorithms[0].data));
+  return run(plan, params, stream);
+}
+
+std::string CudaLinear::Impl::describe(const CudaLinearParams& params) const {
+  LinearShape shape = shape_of(params);
+  shape.num_rows = planned_num_rows(params.num_rows);
+  if (const auto it = plans_.find(shape); it != plans_.end()) {
+    return it->second.stream ? to_string(it->second.stream_plan) : "cublaslt";
+  }
+  if (!options_.batch_invariant) return "none";
+  const auto plan = batch_invariant_plan(params.cols, params.num_rows, gpu_);
+  return plan.ok() ? to_string(*plan) : "none";
+}
+
+CudaLinear::CudaLinear(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CudaLinear::~CudaLinear() = default;
+
+StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::create(const GpuInfo& gpu, const Options& options) {
+  auto impl = std::make_unique<Impl>(gpu, options);
+  ONEPASS_RETURN_IF_ERROR(impl->open());
+  return std::unique_ptr<CudaLinear>(new CudaLinear(std::move(impl)));
+}
+
+int64_t CudaLinear::next_planned_num_rows(int64_t num_rows) { return planned_num_rows(num_rows + 1); }
+Status CudaLinear::prepare(const CudaLinearParams& params) { return impl_->prepare(params); }
+Status CudaLinear::run(const CudaLinearParams& params, CUstream_st* stream) { return impl_->run(params, stream); }
+std::string CudaLinear::describe(const CudaLinearParams& params) const { return impl_->describe(params); }
+
+}  // namespace onepass

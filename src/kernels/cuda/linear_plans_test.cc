@@ -1,0 +1,110 @@
+#include "kernels/cuda/linear_plans.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace onepass {
+namespace {
+
+class LinearPlansTest : public testing::Test {
+ protected:
+  ~LinearPlansTest() override { std::filesystem::remove_all(dir_); }
+  void SetUp() override { std::filesystem::create_directories(dir_); }
+  void write(const std::string& text) const { std::ofstream(path_) << text; }
+
+  const std::string dir_ = testing::TempDir() + "onepass_linear_plans_test";
+  const std::string path_ = dir_ + "/plans.json";
+  const LinearMachine machine_{.gpu = "NVIDIA H100", .driver_version = 13000, .cublaslt_version = 130001};
+  const LinearPlans plans_ = {
+      {{.rows = 4096, .cols = 1024, .num_rows = 1, .x_row_stride = 1024, .y_row_stride = 4096, .has_bias = true},
+       {.stream = true, .stream_plan = {.tile_rows = 8, .x_tiles = 2, .cluster = 4, .blocks_per_sm = 2}}},
+      {{.y_dtype = DType::kF32, .rows = 8, .cols = 8, .num_rows = 96, .x_row_stride = 8, .y_row_stride = 8},
+       {.algorithm = {1, 0xffffffffffffffffu, 3, 4, 5, 6, 7, 8}}}};
+};
+
+TEST_F(LinearPlansTest, ReadsWhatItWrote) {
+  EXPECT_TRUE(read_linear_plans(path_, machine_).empty());
+  ASSERT_TRUE(write_linear_plans(path_, machine_, plans_).ok());
+  EXPECT_EQ(read_linear_plans(path_, machine_), plans_);
+  // Nothing else is left in the folder.
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir_), {}), 1);
+}
+
+TEST_F(LinearPlansTest, IsForOneMachine) {
+  ASSERT_TRUE(write_linear_plans(path_, machine_, plans_).ok());
+  LinearMachine other = machine_;
+  other.gpu = "NVIDIA L4";
+  EXPECT_TRUE(read_linear_plans(path_, other).empty());
+  other = machine_;
+  other.driver_version += 10;
+  EXPECT_TRUE(read_linear_plans(path_, other).empty());
+  other = machine_;
+  other.cublaslt_version += 1;
+  EXPECT_TRUE(read_linear_plans(path_, other).empty());
+}
+
+TEST_F(LinearPlansTest, TakesNothingFromABrokenFile) {
+  ASSERT_TRUE(write_linear_plans(path_, machine_, plans_).ok());
+  std::ifstream in(path_);
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  for (size_t length = 0; length + 2 < text.size(); length += 7) {
+    write(text.substr(0, length));
+    EXPECT_TRUE(read_linear_plans(path_, machine_).empty()) << "cut to " << length;
+  }
+  const std::pair<std::string, std::string> changes[] = {
+      {"4096", "-4096"}, {"4096", "\"4096\""},      {"\"shape\"", "\"form\""}, {"bfloat16", "b16"},
+      {"true", "1"},     {"\"plans\"", "\"plan\""}, {"\"stream\"", "\"flow\""}};
+  for (const auto& [from, to] : changes) {
+    std::string changed = text;
+    changed.replace(changed.find(from), from.size(), to);
+    write(changed);
+    EXPECT_TRUE(read_linear_plans(path_, machine_).empty()) << from << " as " << to;
+  }
+  // A folder in its place: neither read nor replaced.
+  std::filesystem::remove(path_);
+  std::filesystem::create_directories(path_ + "/inner");
+  EXPECT_TRUE(read_linear_plans(path_, machine_).empty());
+  EXPECT_FALSE(write_linear_plans(path_, machine_, plans_).ok());
+}
+
+TEST(PlannedNumRows, IsTheNextOfAFew) {
+  int64_t last = 0;
+  for (int64_t n = 1; n <= 5000; ++n) {
+    const int64_t planned = planned_num_rows(n);
+    ASSERT_GE(planned, n);
+    ASSERT_LE(planned, 2 * n);
+    ASSERT_GE(planned, last);
+    ASSERT_EQ(planned_num_rows(planned), planned);
+    last = planned;
+  }
+  EXPECT_EQ(planned_num_rows(3), 4);
+  EXPECT_EQ(planned_num_rows(17), 24);
+  EXPECT_EQ(planned_num_rows(25), 32);
+  EXPECT_EQ(planned_num_rows(33), 48);
+}
+
+TEST(StreamLinearPlan, FitsAndIsOfOneKindForAllBatches) {
+  const GpuInfo h100{.compute_capability = 90, .multiprocessors = 132, .shared_memory_bytes = 232448};
+  for (const int64_t cols : {8, 1024, 4096, 14336, 28672, 53248}) {
+    const auto one = batch_invariant_plan(cols, 1, h100);
+    ASSERT_TRUE(one.ok()) << one.status();
+    for (int64_t num_rows = 1; num_rows < 70; ++num_rows) {
+      const auto plan = batch_invariant_plan(cols, num_rows, h100);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      EXPECT_EQ(plan->cluster, one->cluster);
+      EXPECT_LE(stream_linear_shared_bytes(cols, num_rows, *plan), h100.shared_memory_bytes);
+      for (const StreamLinearPlan& tried : stream_linear_plans(cols, num_rows, h100)) {
+        EXPECT_TRUE(is_valid(tried));
+        EXPECT_LE(stream_linear_shared_bytes(cols, num_rows, tried), h100.shared_memory_bytes);
+      }
+    }
+  }
+  EXPECT_FALSE(batch_invariant_plan(1 << 20, 1, h100).ok());
+  EXPECT_FALSE(stream_linear_plans(14336, 1, h100).empty());
+  EXPECT_TRUE(stream_linear_plans(4096, 33, h100).empty());
+}
+
+}  // namespace
+}  // namespace onepass

@@ -1,0 +1,111 @@
+// The golden models on a GPU, against transformers and against the CPU.
+#include <random>
+
+#include "golden_model.h"
+#include "tensor/cuda_info.h"
+
+namespace onepass {
+namespace {
+
+class GoldenModelOnGpu : public GoldenModel {
+ protected:
+  void SetUp() override {
+    const StatusOr<GpuInfo> gpu = query_gpu(0);
+    if (!gpu.ok()) GTEST_SKIP() << gpu.status();
+    if (!gpu->usable) GTEST_SKIP() << "no code for " << gpu->name;
+    GoldenModel::SetUp();
+  }
+
+  ModelRunnerOptions gpu_options() const {
+    ModelRunnerOptions on_gpu = options();
+    on_gpu.device = {.kind = DeviceKind::kCuda};
+    on_gpu.kv_tokens = 4096;
+    on_gpu.max_tokens_per_step = on_gpu.max_outputs_per_step = 512;
+    on_gpu.plan_file = testing::TempDir() + "onepass_golden_gpu_plans";  // the models share most shapes
+    return on_gpu;
+  }
+
+  // What logits may differ by from those computed in float32. transformers' own run in low precision says what rounding
+  // does to this model; where there is none (float32 weights, which a GPU takes as bfloat16), 4% of the largest logit.
+  float noise() const {
+    return native_.empty() ? 0.04f * largest(expected_) : 1.5f * largest_difference(native_, expected_);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenModelOnGpu, testing::ValuesIn(golden_models()), golden_test_name);
+
+TEST_P(GoldenModelOnGpu, GivesTheLogitsOfTransformers) {
+  auto engine = make(gpu_options());
+  const std::vector<float> actual = logits(*engine, {1 << 20});
+  ASSERT_EQ(actual.size(), expected_.size());
+  EXPECT_LE(largest_difference(actual, expected_), noise());
+  RecordProperty("relative_error", std::to_string(largest_difference(actual, expected_) / largest(expected_)));
+  for (size_t i = 0; i < input_ids_.size(); ++i) {
+    const std::span<const float> row = std::span(expected_).subspan(i * vocab_size_, vocab_size_);
+    if (margin(row) <= 2 * noise()) continue;
+    EXPECT_EQ(argmax(std::span(actual).subspan(i * vocab_size_, vocab_size_)), argmax(row)) << "at position " << i;
+  }
+}
+
+TEST_P(GoldenModelOnGpu, ContinuesGreedilyLikeTransformers) {
+  auto engine = make(gpu_options());
+  Sequence sequence = *engine->open();
+  sequence.tokens = input_ids_;
+  const std::vector<float> margins = golden_["greedy_margins"];
+  size_t compared = 0;
+  for (size_t i = 0; i < greedy_ids_.size(); ++i) {
+    const auto row = engine->prefill(sequence);
+    ASSERT_TRUE(row.ok()) << row.status();
+    if (margins[i] > 2 * noise()) {
+      ++compared;
+      ASSERT_EQ(argmax(*row), greedy_ids_[i]) << "token " << i << " of the continuation";
+    }
+    sequence.tokens.push_back(greedy_ids_[i]);  // stays on the reference's text where the choice is within the noise
+  }
+  EXPECT_GE(10 * compared, greedy_ids_.size()) << "the golden model says little";
+}
+
+TEST_P(GoldenModelOnGpu, AgreesWithItselfHoweverItIsComputed) {
+  const std::vector<float> expected = logits(*make(gpu_options()), {1 << 20});
+  std::mt19937 random(1);
+  const auto draw = [&](int n) { return 1 + static_cast<int>(random() % n); };
+  for (int page_size : {1, 16, 64, 256}) {
+    ModelRunnerOptions paged = gpu_options();
+    paged.page_size = page_size;
+    auto engine = make(paged);
+    EXPECT_LE(largest_difference(logits(*engine, {1}), expected), noise()) << "token by token, pages of " << page_size;
+    EXPECT_LE(largest_difference(logits(*engine, {draw(30), draw(30), 1}), expected), noise())
+        << "in chunks, pages of " << page_size;
+    EXPECT_TRUE(engine->check().empty());
+  }
+  ModelRunnerOptions reference = gpu_options();
+  reference.attention = AttentionKind::kReference;
+  EXPECT_LE(largest_difference(logits(*make(reference), {1 << 20}), expected), noise()) << "reference attention";
+}
+
+// The same bits in chunks, with any page size, and beside another sequence.
+TEST_P(GoldenModelOnGpu, IsTheSameBitForBitWhenDeterministic) {
+  std::mt19937 random(2);
+  const auto draw = [&](int n) { return 1 + static_cast<int>(random() % n); };
+  ModelRunnerOptions exact = gpu_options();
+  exact.deterministic = true;
+  exact.max_requests = 2;
+  const std::vector<float> expected = logits(*make(exact), {1 << 20});
+  EXPECT_LE(largest_difference(expected, expected_), noise());
+  for (int page_size : {16, 256}) {
+    exact.page_size = page_size;
+    auto engine = make(exact);
+    EXPECT_TRUE(logits(*engine, {draw(30), draw(30), 1}) == expected) << "pages of " << page_size;
+    Sequence first = *engine->open(), second = *engine->open();
+    first.tokens = second.tokens = input_ids_;
+    const int count = static_cast<int>(input_ids_.size());
+    second.tokens.resize(draw(count));
+    const Engine::Work work[] = {{&second, second.num_pending(), 1}, {&first, count, count}};
+    const auto both = engine->step(work);
+    ASSERT_TRUE(both.ok()) << both.status();
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), both->begin() + vocab_size_)) << "in a batch";
+  }
+}
+
+}  // namespace
+}  // namespace onepass
