@@ -13,8 +13,9 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-// Of a worker's stretch. With fewer, few of its eight warps have keys, and workers are more than it takes, and so are the
-// parts to merge; and the blocks without work leave multiprocessors to the next launch, whose first keys come early.
+// Of a worker's stretch. With fewer, few of its eight warps have keys, and workers are more than it takes, and so are
+// the parts to merge; and the blocks without work leave multiprocessors to the next launch, whose first keys come
+// early.
 constexpr int kLeastBlocks = 4;
 
 struct PlanArgs {
