@@ -40,7 +40,13 @@ class GpuAttentionBackend final : public AttentionBackend {
   struct LayerKind {
     AttentionLayer layer;
     const CudaAttentionKernel* kernel = nullptr;
-    std::map<const CudaAttentionKernel*, DeviceBuffer> scratch;
+    // Of each kernel, the last one the largest. Captured graphs hold the addresses of those that it has outgrown.
+    std::map<const CudaAttentionKernel*, std::vector<DeviceBuffer>> scratch;
+
+    CudaScratch memory() const {
+      const DeviceBuffer& largest = scratch.at(kernel).back();
+      return {largest.data(), static_cast<int64_t>(largest.size())};
+    }
   };
 
   GpuAttentionBackend(const AttentionOptions& options, GpuInfo gpu, KvPool& pool, const RequestTable& table);
@@ -167,13 +173,13 @@ Status GpuAttentionBackend::plan(const Stream& stream) {
   for (LayerKind& kind : kinds_) {
     const AttentionParams params = planned(kind.layer, view_);
     ONEPASS_ASSIGN_OR_RETURN(kind.kernel, choose(params));
-    DeviceBuffer& scratch = kind.scratch[kind.kernel];
+    std::vector<DeviceBuffer>& scratch = kind.scratch[kind.kernel];
     const auto bytes = static_cast<size_t>(kind.kernel->scratch_bytes(params, gpu_));
-    if (scratch.size() < bytes) {
-      ONEPASS_ASSIGN_OR_RETURN(scratch, DeviceBuffer::allocate(bytes, stream.device));
+    if (scratch.empty() || scratch.back().size() < bytes) {
+      ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer larger, DeviceBuffer::allocate(bytes, stream.device));
+      scratch.push_back(std::move(larger));
     }
-    ONEPASS_RETURN_IF_ERROR(
-        kind.kernel->plan(params, gpu_, {scratch.data(), static_cast<int64_t>(scratch.size())}, stream.cuda));
+    ONEPASS_RETURN_IF_ERROR(kind.kernel->plan(params, gpu_, kind.memory(), stream.cuda));
   }
   return ok_status();
 }
@@ -238,9 +244,8 @@ Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInpu
   const LayerKind& kind = *std::find_if(kinds_.begin(), kinds_.end(), [&](const LayerKind& candidate) {
     return are_planned_alike(candidate.layer, layer);
   });
-  const DeviceBuffer& scratch = kind.scratch.at(kind.kernel);
   return kind.kernel->run(paged_attention_params(layer, io, pool_, view_, options_.batch_invariant), gpu_,
-                          {scratch.data(), static_cast<int64_t>(scratch.size())}, stream.cuda);
+                          kind.memory(), stream.cuda);
 }
 
 }  // namespace

@@ -120,8 +120,9 @@ class GpuDecoderOps final : public DecoderOps {
 
 StatusOr<std::unique_ptr<DecoderOps>> make_gpu_decoder_ops(const DecoderOpsOptions& options, const Stream& stream) {
   ONEPASS_ASSIGN_OR_RETURN(const GpuInfo gpu, query_gpu(stream.device.index));
-  ONEPASS_ASSIGN_OR_RETURN(std::unique_ptr<CudaLinear> linear,
-                           CudaLinear::create(gpu, {.plan_file = options.plan_file, .batch_invariant = options.batch_invariant}));
+  ONEPASS_ASSIGN_OR_RETURN(
+      std::unique_ptr<CudaLinear> linear,
+      CudaLinear::create(gpu, {.plan_file = options.plan_file, .batch_invariant = options.batch_invariant}));
   return std::make_unique<GpuDecoderOps>(options.weights_dtype, std::move(linear), stream);
 }
 

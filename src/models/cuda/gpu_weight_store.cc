@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/fill_random.h"
 #include "models/weight_store.h"
+#include "tensor/cuda/cuda_copy.h"
 #include "tensor/cuda/staged_upload.h"
 
 namespace onepass {
@@ -61,6 +62,8 @@ class GpuWeightStore final : public WeightStore {
 
   StatusOr<std::vector<DeviceBuffer>> release() override {
     ONEPASS_RETURN_IF_ERROR(upload_.finish());
+    // Kernels read weights before they wait for those before them: all must be there.
+    ONEPASS_RETURN_IF_ERROR(synchronize(stream_.cuda));
     return std::move(buffers_);
   }
 
