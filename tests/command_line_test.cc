@@ -1,5 +1,6 @@
 // The program as a user meets it: exit status, stdout, and one line of error that names the thing.
 #include "command_line.h"
+#include "tensor/cuda_info.h"
 
 #include <sys/stat.h>
 
@@ -251,7 +252,8 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
            {"--min-tokens 9 --max-tokens 3", "min_new_tokens: expected 0 to max_new_tokens, found 9"},
            {"--logprobs 101 --json", "--logprobs: Value 101 not in range"},
            {"--device tpu", "device: expected cpu"},
-           {"--device cuda", "device cuda: "},
+           {"--device cuda:x", "device: expected cpu, cuda or cuda:N, found \"cuda:x\""},
+           {"--mem-fraction 1.5", "--mem-fraction: Value 1.5 not in range"},
            {"--attention magic", "attention: expected flash or reference"},
            {"--kv-dtype int3", "dtype"},
            {"--isa mmx", "instruction set"}}) {
@@ -275,6 +277,15 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
            {"bench attention --dtype int3", "dtype"},
            {"bench attention --heads 4 --kv-heads 3 --head-dim 8", "--kv-heads that divide them"}}) {
     expect_error(arguments, expected, 2);
+  }
+}
+
+// Whether there are GPUs or not, there is no hundredth.
+TEST_F(CliTest, AGpuThatIsNotThereExitsWithOne) {
+  const StatusOr<int> count = count_gpus();
+  const std::string expected = count.ok() ? "GPU 99: expected 0 to " : std::string(count.status().message());
+  for (const char* command : {"generate --prompt x", "logits --input-ids 1 --output never", "bench latency"}) {
+    expect_error(str_cat(command, " --model ", model_, " --device cuda:99"), expected, 1);
   }
 }
 

@@ -26,8 +26,8 @@ class GoldenModelOnGpu : public GoldenModel {
   }
 
   // What logits may differ by from those computed in float32. transformers' own run in low precision says what rounding
-  // does to this model; where there is none (float32 weights, which a GPU takes as bfloat16), 8% of the largest logit: the
-  // CPU's engine moves by up to 4.7% when these models' weights are rounded to bfloat16.
+  // does to this model; where there is none (float32 weights, which a GPU takes as bfloat16), 8% of the largest logit:
+  // the CPU's engine moves by up to 4.7% when these models' weights are rounded to bfloat16.
   float noise() const {
     return native_.empty() ? 0.08f * largest(expected_) : 1.5f * largest_difference(native_, expected_);
   }

@@ -73,9 +73,10 @@ void EngineOptions::add_to(CLI::App& app) {
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
-  app.add_option("--plan-file", plan_file_,
-                 "where a GPU's fastest way to compute each layer is kept from one start to the next; none: nowhere; auto: "
-                 "onepass/gpu-plans in $XDG_CACHE_HOME or ~/.cache")
+  app.add_option(
+         "--plan-file", plan_file_,
+         "where a GPU's fastest way to compute each layer is kept from one start to the next; none: nowhere; auto: "
+         "onepass/gpu-plans in $XDG_CACHE_HOME or ~/.cache")
       ->capture_default_str();
   app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
                "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");

@@ -38,7 +38,7 @@ struct ModelRunnerOptions {
   // Where the ways in which a GPU computes this model's layers fastest are kept: found at the first start, in seconds.
   // Empty: nowhere.
   std::string plan_file;
-  bool cuda_graphs = true;          // decode steps on a GPU are captured at the start and replayed
+  bool cuda_graphs = true;  // decode steps on a GPU are captured at the start and replayed
   double gpu_memory_fraction =
       0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
   int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many

@@ -40,8 +40,10 @@ struct Decoder::Step {
 Status Decoder::prepare(DecoderOps& ops, const DecoderWorkspace::Limits& limits, int64_t logits_row_stride) const {
   using Use = DecoderOps::LinearUse;
   const LayerWeights& layer = weights_.layers[0];  // all layers have the same shapes
-  for (const auto& [use, linear] : {std::pair{Use::kOutput, &layer.qkv}, {Use::kAdd, &layer.o},
-                                    {Use::kOutput, &layer.gate_up}, {Use::kAdd, &layer.down}}) {
+  for (const auto& [use, linear] : {std::pair{Use::kOutput, &layer.qkv},
+                                    {Use::kAdd, &layer.o},
+                                    {Use::kOutput, &layer.gate_up},
+                                    {Use::kAdd, &layer.down}}) {
     ONEPASS_RETURN_IF_ERROR(ops.prepare(use, *linear, limits.max_tokens, linear->weight.rows()));
   }
   return ops.prepare(Use::kLogits, {.weight = weights_.lm_head}, limits.max_outputs, logits_row_stride);
