@@ -1,12 +1,13 @@
 // The program as a user meets it: exit status, stdout, and one line of error that names the thing.
 #include "command_line.h"
-#include "tensor/cuda_info.h"
 
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <thread>
+
+#include "tensor/cuda_info.h"
 
 namespace onepass {
 namespace {
