@@ -55,6 +55,8 @@ class GpuAttentionBackend final : public AttentionBackend {
   // The kernel's parameters but for the addresses of the activations: what a plan is made of.
   AttentionParams planned(const AttentionLayer& layer, const AttentionPlanView& view) const;
   StatusOr<const CudaAttentionKernel*> choose(const AttentionParams& params) const;
+  Status reserve(LayerKind& kind, const CudaAttentionKernel& kernel, const AttentionParams& params,
+                 const Device& device) const;
   Status norm_heads(const AttentionLayer& layer, const AttentionInputs& io, void* x, int num_heads, const float* norm,
                     const Stream& stream) const;
 
@@ -103,16 +105,23 @@ Status GpuAttentionBackend::allocate(const Device& device) {
            .cache_seqlens = cache_seqlens_.device.as<int32_t>(),
            .page_table = page_table_.device.as<int32_t>(),
            .page_table_stride = table_.max_pages_per_request()};
-  // Every kind of layer, in the largest step: what no kernel can do is said now.
+  // Every kind of layer, in the largest steps of each sort: what no kernel can do is said now, and memory is taken now.
+  const int requests_and_tokens[][2] = {{options_.max_tokens, options_.max_tokens},
+                                        {std::min(options_.max_tokens, 16 * options_.max_requests), 16},
+                                        {options_.max_requests, 1}};
   for (const AttentionLayer& layer : options_.layers) {
     const auto alike = [&](const LayerKind& kind) { return are_planned_alike(kind.layer, layer); };
     if (std::any_of(kinds_.begin(), kinds_.end(), alike)) continue;
-    AttentionPlanView largest = view_;
-    largest.num_requests = options_.max_requests;
-    largest.num_tokens = options_.max_tokens;
-    largest.max_seqlen_q = options_.max_tokens;
-    ONEPASS_RETURN_IF_ERROR(choose(planned(layer, largest)).status());
-    kinds_.push_back({.layer = layer});
+    LayerKind& kind = kinds_.emplace_back(LayerKind{.layer = layer});
+    for (const auto& [num_tokens, max_seqlen_q] : requests_and_tokens) {
+      AttentionPlanView largest = view_;
+      largest.num_requests = options_.max_requests;
+      largest.num_tokens = num_tokens;
+      largest.max_seqlen_q = max_seqlen_q;
+      const AttentionParams params = planned(layer, largest);
+      ONEPASS_ASSIGN_OR_RETURN(const CudaAttentionKernel* const kernel, choose(params));
+      ONEPASS_RETURN_IF_ERROR(reserve(kind, *kernel, params, device));
+    }
   }
   return ok_status();
 }
@@ -134,6 +143,19 @@ AttentionParams GpuAttentionBackend::planned(const AttentionLayer& layer, const 
 StatusOr<const CudaAttentionKernel*> GpuAttentionBackend::choose(const AttentionParams& params) const {
   // The kernel without tiles and splits stands for the reference here: one thread block for each row.
   return choose_cuda_attention_kernel(params, gpu_, options_.kind == AttentionKind::kReference ? "naive" : "auto");
+}
+
+// A step can still ask for more than those that allocate() has thought of: for twice as much then, so that it stays
+// rare.
+Status GpuAttentionBackend::reserve(LayerKind& kind, const CudaAttentionKernel& kernel, const AttentionParams& params,
+                                    const Device& device) const {
+  std::vector<DeviceBuffer>& scratch = kind.scratch[&kernel];
+  const auto bytes = static_cast<size_t>(kernel.scratch_bytes(params, gpu_));
+  if (!scratch.empty() && scratch.back().size() >= bytes) return ok_status();
+  const size_t wanted = scratch.empty() ? bytes : std::max(bytes, 2 * scratch.back().size());
+  ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer larger, DeviceBuffer::allocate(wanted, device));
+  scratch.push_back(std::move(larger));
+  return ok_status();
 }
 
 Status GpuAttentionBackend::set_batch(const AttentionBatch& batch, const Stream& stream) {
@@ -173,12 +195,7 @@ Status GpuAttentionBackend::plan(const Stream& stream) {
   for (LayerKind& kind : kinds_) {
     const AttentionParams params = planned(kind.layer, view_);
     ONEPASS_ASSIGN_OR_RETURN(kind.kernel, choose(params));
-    std::vector<DeviceBuffer>& scratch = kind.scratch[kind.kernel];
-    const auto bytes = static_cast<size_t>(kind.kernel->scratch_bytes(params, gpu_));
-    if (scratch.empty() || scratch.back().size() < bytes) {
-      ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer larger, DeviceBuffer::allocate(bytes, stream.device));
-      scratch.push_back(std::move(larger));
-    }
+    ONEPASS_RETURN_IF_ERROR(reserve(kind, *kind.kernel, params, stream.device));
     ONEPASS_RETURN_IF_ERROR(kind.kernel->plan(params, gpu_, kind.memory(), stream.cuda));
   }
   return ok_status();

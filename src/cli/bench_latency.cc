@@ -123,9 +123,6 @@ Status run(const LatencyOptions& options) {
       {"decode_tok_per_s", step > 0 ? options.batch_size / step : 0.0},
       {"decode_weight_gb_per_s", step > 0 ? weight_bytes / step * 1e-9 : 0.0},
   };
-  if (options.peaks && runner_options.device.kind == DeviceKind::kCuda) {
-    return unimplemented("--peaks: expected device cpu, found ", to_string(runner_options.device));
-  }
   if (options.peaks) {
     const Stream& stream = engine->runner().stream();
     const double bandwidth = measure_dram_read_bandwidth(stream);
@@ -176,6 +173,10 @@ void add_bench_latency_command(CLI::App& bench, Action& action) {
   command->add_flag("--json", options->json);
   command->callback([options, &action] {
     options->engine.check();
+    const StatusOr<ModelRunnerOptions> runner = options->engine.runner_options();
+    if (options->peaks && runner.ok() && runner->device.kind == DeviceKind::kCuda) {
+      refuse_usage(unimplemented("--peaks: expected --device cpu, found ", to_string(runner->device)));
+    }
     action = [options] { return run(*options); };
   });
 }

@@ -20,6 +20,19 @@ std::string default_plan_file() {
 
 }  // namespace
 
+CLI::Validator fraction_range(double least, double most) {
+  const std::string name = str_cat("FLOAT in [", least, " - ", most, "]");
+  return CLI::Validator(
+      [least, most](const std::string& text) -> std::string {
+        double value = 0.0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool is_number = error == std::errc() && end == text.data() + text.size();
+        if (is_number && value >= least && value <= most) return "";
+        return str_cat("Value ", text, " not in range [", least, " - ", most, "]");
+      },
+      name);
+}
+
 void refuse_usage(const Status& status) {
   if (!status.ok()) throw CLI::ValidationError(std::string(status.message()));
 }
@@ -71,7 +84,7 @@ void EngineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--mem-fraction", mem_fraction_,
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
-      ->check(CLI::Range(0.01, 1.0))
+      ->check(fraction_range(0.01, 1.0))
       ->capture_default_str();
   app.add_option(
          "--plan-file", plan_file_,

@@ -16,6 +16,9 @@ namespace onepass {
 // Ends the parsing of the command line, and the program with status 2, unless `status` is ok. For callbacks of CLI11.
 void refuse_usage(const Status& status);
 
+// A number from `least` to `most`; unlike CLI::Range, not NaN.
+CLI::Validator fraction_range(double least, double most);
+
 // An option that takes token ids, separated by commas; an empty one among them is refused.
 CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<int32_t>& ids,
                            const std::string& description);

@@ -1,5 +1,7 @@
 #include "cli/scheduler_options.h"
 
+#include "cli/options.h"
+
 #include <limits>
 
 namespace onepass {
@@ -21,7 +23,7 @@ void SchedulerCliOptions::add_to(CLI::App& app) {
       ->group(group);
   app.add_option("--kv-memory-fraction", kv_memory_fraction_,
                  "of the machine's memory, what the KV cache takes at most when --kv-tokens is 0")
-      ->check(CLI::Range(0.001, 1.0))
+      ->check(fraction_range(0.001, 1.0))
       ->capture_default_str()
       ->group(group);
   app.add_option("--schedule-policy", policy_,

@@ -7,8 +7,9 @@
 namespace onepass {
 
 DecodeGraphs::DecodeGraphs(int max_requests) {
-  for (int size = 1; size < max_requests; size += size < 8 ? size : 8) sizes_.push_back(size);
-  sizes_.push_back(max_requests);
+  const int largest = std::min(max_requests, kLargest);
+  for (int size = 1; size < largest; size += size < 8 ? size : 8) sizes_.push_back(size);
+  sizes_.push_back(largest);
 }
 
 std::optional<int> DecodeGraphs::size_for(int num_requests) const {

@@ -16,10 +16,11 @@ namespace onepass {
 class DecodeGraphs {
  public:
   DecodeGraphs() = default;  // none
-  // 1, 2, 4, 8, 16, 24, 32, ... up to max_requests, which is the last.
+  // 1, 2, 4, 8, 16, 24, 32, ... up to max_requests, which is the last, or to kLargest: larger steps are worth their
+  // launches.
   explicit DecodeGraphs(int max_requests);
 
-  bool empty() const { return sizes_.empty(); }
+  static constexpr int kLargest = 256;
   const std::vector<int>& sizes() const { return sizes_; }
 
   // The smallest size that holds `num_requests`; nothing when there is none.

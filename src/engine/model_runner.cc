@@ -11,7 +11,9 @@ namespace onepass {
 namespace {
 
 Status check_gpu(const Device& device) {
-  ONEPASS_ASSIGN_OR_RETURN(const GpuInfo gpu, query_gpu(device.index));
+  const StatusOr<GpuInfo> found = query_gpu(device.index);
+  if (!found.ok()) return annotate(found.status(), "device ", to_string(device));
+  const GpuInfo& gpu = *found;
   if (!gpu.usable) {
     return unimplemented("GPU ", device.index, ": this binary has no code for ", gpu.name, " (compute capability ",
                          gpu.compute_capability / 10, ".", gpu.compute_capability % 10, ")");
@@ -67,9 +69,10 @@ ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<Thre
 
 // What a step works in; the KV cache last, as it takes what is left.
 Status ModelRunner::allocate() {
-  ONEPASS_ASSIGN_OR_RETURN(
-      ops_, make_decoder_ops({.weights_dtype = decoder_->weights_dtype(), .batch_invariant = options_.deterministic},
-                             stream_));
+  ONEPASS_ASSIGN_OR_RETURN(ops_, make_decoder_ops({.weights_dtype = decoder_->weights_dtype(),
+                                                   .batch_invariant = options_.deterministic,
+                                                   .plan_file = options_.plan_file},
+                                                  stream_));
   const DecoderWorkspace::Limits limits{.max_tokens = options_.max_tokens_per_step,
                                         .max_outputs = options_.max_outputs_per_step};
   ONEPASS_ASSIGN_OR_RETURN(workspace_,
@@ -83,7 +86,7 @@ Status ModelRunner::allocate() {
                      .num_kv_heads = config().num_kv_heads,
                      .head_dim = config().head_dim,
                      .head_dim_v = config().head_dim,
-                     .dtype = *options_.kv_dtype};
+                     .dtype = options_.kv_dtype.value_or(decoder_->weights_dtype())};
   ONEPASS_ASSIGN_OR_RETURN(kv.num_pages, count_pages(kv));
   ONEPASS_ASSIGN_OR_RETURN(pool_, KvPool::create(kv, stream_.device));
   const AttentionOptions attention{.kind = options_.attention,
@@ -125,6 +128,7 @@ StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv) const {
                                   " bytes are used up by weights, workspace and other programs (",
                                   memory.total - memory.free, " bytes)");
       }
+      available -= static_cast<double>(kv.bytes_per_page());  // the dummy request's
       is_limited = true;
     }
     if (is_limited) {
@@ -171,11 +175,15 @@ StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
   if (size) {
     padded_ = batch;
     padded_.pad(*size);
-    ONEPASS_RETURN_IF_ERROR(set_inputs(padded_).status());
-    ONEPASS_RETURN_IF_ERROR(graphs_.launch(*size, cuda_stream_));
-  } else {
-    ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, set_inputs(batch));
-    ONEPASS_RETURN_IF_ERROR(queue_step(input));
+  }
+  const Status queued = [&]() -> Status {
+    ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, set_inputs(size ? padded_ : batch));
+    return size ? graphs_.launch(*size, cuda_stream_) : queue_step(input);
+  }();
+  if (!queued.ok()) {
+    // What is queued still reads the page-locked memory that the next step writes.
+    if (stream_.device.kind == DeviceKind::kCuda) (void)synchronize(stream_.cuda);
+    return queued;
   }
   return transfer_.download(num_outputs, stream_);
 }

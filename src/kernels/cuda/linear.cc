@@ -83,6 +83,7 @@ class CudaLinear::Impl {
   LinearPlans exact_;                     // where that one's algorithm does not do the number itself
   std::map<int64_t, CudaBuffer> biases_;  // by rows: a bias in y's dtype, as the library wants it
   CudaBuffer zero_;                       // an int32
+  bool is_kept_ = true;                   // plans are written to the file
 };
 
 Status CudaLinear::Impl::open() {
@@ -138,6 +139,7 @@ StatusOr<LinearPlan> CudaLinear::Impl::fastest(const CudaLinearParams& params, c
   const StatusOr<std::vector<double>> seconds = time_linear(params, gpu_, runs);
   if (absl::IsResourceExhausted(seconds.status())) {
     log_debug(std::string(seconds.status().message()));
+    is_kept_ = false;  // a guess is for this process alone
     return plans.front();
   }
   if (!seconds.ok()) return seconds.status();
@@ -151,9 +153,10 @@ Status CudaLinear::Impl::plan(const CudaLinearParams& params) {
                          params.rows, " in ", to_string(params.dtype));
   }
   ONEPASS_ASSIGN_OR_RETURN(plans_[shape_of(params)], fastest(params, plans));
-  if (options_.plan_file.empty()) return ok_status();
+  if (options_.plan_file.empty() || !is_kept_) return ok_status();
   if (const Status status = write_linear_plans(options_.plan_file, machine_, plans_); !status.ok()) {
     log_warning(std::string(status.message()));
+    is_kept_ = false;  // said once
   }
   return ok_status();
 }

@@ -132,6 +132,8 @@ Status write_linear_plans(const std::string& path, const LinearMachine& machine,
     entries.push_back(std::move(entry));
   }
   const nlohmann::json file = {{"machine", header(machine)}, {"plans", entries}};
+  std::error_code ignored;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
   // Another process may write the same file: each its own, and the last name counts.
   const std::string temporary = str_cat(path, ".", getpid());
   std::ofstream out(temporary, std::ios::binary);
@@ -140,7 +142,6 @@ Status write_linear_plans(const std::string& path, const LinearMachine& machine,
   std::error_code error;
   if (out) std::filesystem::rename(temporary, path, error);
   if (out && !error) return ok_status();
-  std::error_code ignored;
   std::filesystem::remove(temporary, ignored);
   return absl::UnavailableError(str_cat(path, ": the plans of linear layers cannot be written"));
 }

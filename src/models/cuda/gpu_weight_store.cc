@@ -28,18 +28,19 @@ class GpuWeightStore final : public WeightStore {
       if (!random) {
         ONEPASS_ASSIGN_OR_RETURN(view, source_.tensor(part.name, shape));
       }
-      if (!dtype_) {
+      if (!has_dtype_) {
         const DType found = random ? random->dtype : view.dtype;
         dtype_ = found == DType::kF16 ? DType::kF16 : DType::kBF16;
+        has_dtype_ = true;
       }
-      const int64_t element = static_cast<int64_t>(size_of(*dtype_));
+      const int64_t element = static_cast<int64_t>(size_of(dtype_));
       if (data == nullptr) {
         ONEPASS_ASSIGN_OR_RETURN(data, allocate(rows * cols * element));
       }
       std::byte* const to = data + offset * element;
       if (random) {
         ONEPASS_RETURN_IF_ERROR(run_fill_random_cuda({.data = to,
-                                                      .dtype = *dtype_,
+                                                      .dtype = dtype_,
                                                       .elements = elements,
                                                       .offset = random->offset,
                                                       .scale = random->scale,
@@ -50,7 +51,7 @@ class GpuWeightStore final : public WeightStore {
       }
       offset += elements;
     }
-    return WeightMatrix({{data, *dtype_, rows}}, cols);
+    return WeightMatrix({{data, dtype_, rows}}, cols);
   }
 
   StatusOr<FloatVector> vector(const std::vector<WeightPart>& parts) override {
@@ -77,16 +78,16 @@ class GpuWeightStore final : public WeightStore {
 
   // From the mapped file through page-locked memory, in the matrices' dtype.
   Status copy(const TensorView& view, std::byte* to) {
-    const size_t element = size_of(*dtype_);
+    const size_t element = size_of(dtype_);
     const auto produce = [&](std::byte* staging, size_t offset, size_t bytes) {
       const int64_t first = static_cast<int64_t>(offset / element), count = static_cast<int64_t>(bytes / element);
       stream_.pool->parallel_for(count, 1 << 18, [&](int64_t begin, int64_t end, int) {
         const std::byte* const from = view.data + static_cast<size_t>(first + begin) * size_of(view.dtype);
         std::byte* const into = staging + static_cast<size_t>(begin) * element;
-        if (view.dtype == *dtype_) {
+        if (view.dtype == dtype_) {
           std::memcpy(into, from, static_cast<size_t>(end - begin) * element);
         } else {
-          for (int64_t i = 0; i < end - begin; ++i) store_float(into, *dtype_, i, load_float(from, view.dtype, i));
+          for (int64_t i = 0; i < end - begin; ++i) store_float(into, dtype_, i, load_float(from, view.dtype, i));
         }
       });
     };
@@ -96,7 +97,8 @@ class GpuWeightStore final : public WeightStore {
   WeightSource& source_;
   StagedUpload upload_;
   const Stream stream_;
-  std::optional<DType> dtype_;  // of all matrices, once there is one
+  bool has_dtype_ = false;      // there has been a matrix
+  DType dtype_ = DType::kBF16;  // of all matrices
   std::vector<DeviceBuffer> buffers_;
 };
 
