@@ -176,7 +176,7 @@ StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
     padded_ = batch;
     padded_.pad(*size);
   }
-  const Status queued = [&]() -> Status {
+  Status queued = [&]() -> Status {
     ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, set_inputs(size ? padded_ : batch));
     return size ? graphs_.launch(*size, cuda_stream_) : queue_step(input);
   }();
