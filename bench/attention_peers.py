@@ -65,7 +65,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--onepass", type=pathlib.Path, default=ROOT / "build/release/bin/onepass")
     library = os.environ.get("ONEPASS_ATTENTION_LIBRARY", ROOT / "build/release/lib/libonepass_attention.so")
-    parser.add_argument("--library", type=pathlib.Path, default=library, help="cuda: default: %(default)s")
+    parser.add_argument(
+        "--library", dest="shared_object", type=pathlib.Path, default=library, help="cuda: default: %(default)s"
+    )
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, help="for each shape, side and round; default: 0.5, cuda 0.1")
