@@ -1,10 +1,10 @@
 // The seam between models and attention: one batch and one plan per step, one run per layer.
 //
-// set_batch() brings everything that depends on the batch (lengths, page tables, slots) into buffers that the backend
-// owns at fixed addresses, and plan() makes of it how the device shares the work; run() rotates and stores the layer's
-// new K and V and reads only those buffers. Eager execution and the replay of a captured graph are therefore the same
-// code: a graph holds plan() and every run(), and set_batch() comes before its launch. Capture needs nothing but the
-// limits stated when the backend is made.
+// set_batch() puts everything that depends on the batch (lengths, page tables, slots) into the step's upload, at
+// addresses that follow from the numbers of requests and tokens alone, and plan() makes of it how the device shares the
+// work; run() rotates and stores the layer's new K and V and reads only that. Eager execution and the replay of a
+// captured graph are therefore the same code: a graph holds plan() and every run(), and set_batch() and the upload come
+// before its launch. Capture needs nothing but the limits stated when the backend is made.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include "kv_cache/kv_pool.h"
 #include "kv_cache/request_table.h"
 #include "tensor/device.h"
+#include "tensor/step_upload.h"
 
 namespace onepass {
 
@@ -44,7 +45,8 @@ struct AttentionLayer {
 };
 
 // One step's requests: request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1 of the step, and cache_seqlens[r]
-// keys in all once they are stored. Read during set_batch() only.
+// keys in all once they are stored. Requests of one token come first where there are any: they are attended by a kernel
+// of their own. Read during set_batch() only.
 struct AttentionBatch {
   int num_requests = 0;
   int num_tokens = 0;
@@ -75,13 +77,17 @@ class AttentionBackend {
   virtual ~AttentionBackend() = default;
   virtual std::string_view name() const = 0;
 
-  // The step's requests. REQUIRES: the batch keeps to the limits; every row of the table holds the pages of its
-  // cache_seqlens keys. On a GPU this and the rest only queue work, errors are CUDA's, and the batch before must be
-  // done on the device.
-  virtual Status set_batch(const AttentionBatch& batch, const Stream& stream) = 0;
+  // What set_batch() adds to an upload at most, in bytes.
+  virtual size_t upload_bytes() const = 0;
 
-  // Once a step, after set_batch(). On a GPU it may be captured with the run() calls after it; a replay serves any
-  // batch with the same num_requests, num_tokens and max_seqlen_q.
+  // The step's requests; `upload` is sent before plan() runs on the device. What is added last may differ in size
+  // between steps of as many requests and tokens. REQUIRES: the batch keeps to the limits; every row of the table holds
+  // the pages of its cache_seqlens keys.
+  virtual void set_batch(const AttentionBatch& batch, StepUpload& upload) = 0;
+
+  // Once a step, after set_batch(). On a GPU this and run() only queue work, and errors are CUDA's; it may be captured
+  // with the run() calls after it: a replay serves any batch with the same num_requests, num_tokens and max_seqlen_q
+  // whose upload had the same layout.
   virtual Status plan(const Stream& stream) = 0;
 
   // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what

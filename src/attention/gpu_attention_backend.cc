@@ -1,7 +1,7 @@
 #include "attention/gpu_attention_backend.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 #include <map>
 #include <utility>
 #include <vector>
@@ -11,8 +11,7 @@
 #include "base/check.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rope_store_kv.h"
-#include "tensor/cuda/cuda_copy.h"
-#include "tensor/cuda/pinned_buffer.h"
+#include "kernels/cuda/step_inputs.h"
 #include "tensor/device_buffer.h"
 
 namespace onepass {
@@ -31,22 +30,35 @@ class GpuAttentionBackend final : public AttentionBackend {
                                                             const RequestTable& table, const Stream& stream);
 
   std::string_view name() const override { return options_.kind == AttentionKind::kFlash ? "flash" : "reference"; }
-  Status set_batch(const AttentionBatch& batch, const Stream& stream) override;
+  size_t upload_bytes() const override;
+  void set_batch(const AttentionBatch& batch, StepUpload& upload) override;
   Status plan(const Stream& stream) override;
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) override;
 
  private:
-  // Layers whose attention is planned alike, and their kernel in the present step.
-  struct LayerKind {
-    AttentionLayer layer;
-    const CudaAttentionKernel* kernel = nullptr;
-    // Of each kernel, the last one the largest. Captured graphs hold the addresses of those that it has outgrown.
-    std::map<const CudaAttentionKernel*, std::vector<DeviceBuffer>> scratch;
+  // The requests of a step that one kernel attends: those of one token at its beginning, which read much and compute
+  // little, and the rest.
+  enum PartIndex { kDecodes, kRest, kNumParts };
+  struct Part {
+    int first_token = 0;
+    AttentionPlanView view;  // token numbers count from first_token
+  };
 
-    CudaScratch memory() const {
-      const DeviceBuffer& largest = scratch.at(kernel).back();
-      return {largest.data(), static_cast<int64_t>(largest.size())};
-    }
+  // Layers whose attention is planned alike, and their kernels in the present step.
+  struct LayerKind {
+    struct Kernel {
+      const CudaAttentionKernel* kernel = nullptr;
+      // Of each kernel, the last one the largest. Captured graphs hold the addresses of those that it has outgrown.
+      std::map<const CudaAttentionKernel*, std::vector<DeviceBuffer>> scratch;
+
+      CudaScratch memory() const {
+        const DeviceBuffer& largest = scratch.at(kernel).back();
+        return {largest.data(), static_cast<int64_t>(largest.size())};
+      }
+    };
+
+    AttentionLayer layer;
+    std::array<Kernel, kNumParts> kernels;
   };
 
   GpuAttentionBackend(const AttentionOptions& options, GpuInfo gpu, KvPool& pool, const RequestTable& table);
@@ -54,9 +66,7 @@ class GpuAttentionBackend final : public AttentionBackend {
 
   // The kernel's parameters but for the addresses of the activations: what a plan is made of.
   AttentionParams planned(const AttentionLayer& layer, const AttentionPlanView& view) const;
-  StatusOr<const CudaAttentionKernel*> choose(const AttentionParams& params) const;
-  Status reserve(LayerKind& kind, const CudaAttentionKernel& kernel, const AttentionParams& params,
-                 const Device& device) const;
+  Status choose(LayerKind::Kernel& chosen, const AttentionParams& params, const Device& device) const;
   Status norm_heads(const AttentionLayer& layer, const AttentionInputs& io, void* x, int num_heads, const float* norm,
                     const Stream& stream) const;
 
@@ -65,15 +75,14 @@ class GpuAttentionBackend final : public AttentionBackend {
   KvPool& pool_;
   const RequestTable& table_;
   std::vector<LayerKind> kinds_;
+  DeviceBuffer page_table_;  // [max_requests, max_pages_per_request]
 
-  // Written by set_batch(), read by plan() and run(): [max_requests + 1], [max_requests], [max_tokens], [max_tokens],
-  // [max_requests, max_pages_per_request]; each on the host and on the device.
-  struct Array {
-    PinnedBuffer host;
-    DeviceBuffer device;
-  };
-  Array cu_seqlens_q_, cache_seqlens_, positions_, out_cache_loc_, page_table_;
-  AttentionPlanView view_;
+  // The present step, in the device's memory.
+  int num_tokens_ = 0;
+  const int32_t* positions_ = nullptr;      // [num_tokens]
+  const int64_t* out_cache_loc_ = nullptr;  // [num_tokens]
+  CudaUnpackRowsParams pages_;
+  std::array<Part, kNumParts> parts_;
 };
 
 StatusOr<std::unique_ptr<AttentionBackend>> GpuAttentionBackend::create(const AttentionOptions& options, KvPool& pool,
@@ -90,37 +99,29 @@ GpuAttentionBackend::GpuAttentionBackend(const AttentionOptions& options, GpuInf
     : options_(options), gpu_(std::move(gpu)), pool_(pool), table_(table) {}
 
 Status GpuAttentionBackend::allocate(const Device& device) {
-  const auto make = [&](Array& array, size_t bytes) -> Status {
-    ONEPASS_ASSIGN_OR_RETURN(array.host, PinnedBuffer::allocate(bytes));
-    ONEPASS_ASSIGN_OR_RETURN(array.device, DeviceBuffer::allocate(bytes, device));
-    return ok_status();
-  };
-  const size_t requests = options_.max_requests, tokens = options_.max_tokens;
-  ONEPASS_RETURN_IF_ERROR(make(cu_seqlens_q_, (requests + 1) * sizeof(int32_t)));
-  ONEPASS_RETURN_IF_ERROR(make(cache_seqlens_, requests * sizeof(int32_t)));
-  ONEPASS_RETURN_IF_ERROR(make(positions_, tokens * sizeof(int32_t)));
-  ONEPASS_RETURN_IF_ERROR(make(out_cache_loc_, tokens * sizeof(int64_t)));
-  ONEPASS_RETURN_IF_ERROR(make(page_table_, requests * table_.max_pages_per_request() * sizeof(int32_t)));
-  view_ = {.cu_seqlens_q = cu_seqlens_q_.device.as<int32_t>(),
-           .cache_seqlens = cache_seqlens_.device.as<int32_t>(),
-           .page_table = page_table_.device.as<int32_t>(),
-           .page_table_stride = table_.max_pages_per_request()};
+  const int64_t pages = int64_t{options_.max_requests} * table_.max_pages_per_request();
+  ONEPASS_ASSIGN_OR_RETURN(page_table_, DeviceBuffer::allocate(static_cast<size_t>(pages) * sizeof(PageId), device));
+  const int32_t* const somewhere = page_table_.as<int32_t>();
+  AttentionPlanView largest{.num_requests = options_.max_requests,
+                            .cu_seqlens_q = somewhere,
+                            .cache_seqlens = somewhere,
+                            .page_table = somewhere,
+                            .page_table_stride = table_.max_pages_per_request()};
   // Every kind of layer, in the largest steps of each sort: what no kernel can do is said now, and memory is taken now.
-  const int requests_and_tokens[][2] = {{options_.max_tokens, options_.max_tokens},
-                                        {std::min(options_.max_tokens, 16 * options_.max_requests), 16},
-                                        {options_.max_requests, 1}};
+  struct {
+    PartIndex part;
+    int num_tokens, max_seqlen_q;
+  } const steps[] = {{kRest, options_.max_tokens, options_.max_tokens},
+                     {kRest, std::min(options_.max_tokens, 16 * options_.max_requests), 16},
+                     {kDecodes, options_.max_requests, 1}};
   for (const AttentionLayer& layer : options_.layers) {
     const auto alike = [&](const LayerKind& kind) { return are_planned_alike(kind.layer, layer); };
     if (std::any_of(kinds_.begin(), kinds_.end(), alike)) continue;
     LayerKind& kind = kinds_.emplace_back(LayerKind{.layer = layer});
-    for (const auto& [num_tokens, max_seqlen_q] : requests_and_tokens) {
-      AttentionPlanView largest = view_;
-      largest.num_requests = options_.max_requests;
-      largest.num_tokens = num_tokens;
-      largest.max_seqlen_q = max_seqlen_q;
-      const AttentionParams params = planned(layer, largest);
-      ONEPASS_ASSIGN_OR_RETURN(const CudaAttentionKernel* const kernel, choose(params));
-      ONEPASS_RETURN_IF_ERROR(reserve(kind, *kernel, params, device));
+    for (const auto& step : steps) {
+      largest.num_tokens = step.num_tokens;
+      largest.max_seqlen_q = step.max_seqlen_q;
+      ONEPASS_RETURN_IF_ERROR(choose(kind.kernels[step.part], planned(layer, largest), device));
     }
   }
   return ok_status();
@@ -140,63 +141,89 @@ AttentionParams GpuAttentionBackend::planned(const AttentionLayer& layer, const 
   return paged_attention_params(layer, io, pool_, view, options_.batch_invariant);
 }
 
-StatusOr<const CudaAttentionKernel*> GpuAttentionBackend::choose(const AttentionParams& params) const {
+// The kernel for `params`, and memory for it. A step can still ask for more than those that allocate() has thought of:
+// for twice as much then, so that it stays rare.
+Status GpuAttentionBackend::choose(LayerKind::Kernel& chosen, const AttentionParams& params,
+                                   const Device& device) const {
   // The kernel without tiles and splits stands for the reference here: one thread block for each row.
-  return choose_cuda_attention_kernel(params, gpu_, options_.kind == AttentionKind::kReference ? "naive" : "auto");
-}
-
-// A step can still ask for more than those that allocate() has thought of: for twice as much then, so that it stays
-// rare.
-Status GpuAttentionBackend::reserve(LayerKind& kind, const CudaAttentionKernel& kernel, const AttentionParams& params,
-                                    const Device& device) const {
-  std::vector<DeviceBuffer>& scratch = kind.scratch[&kernel];
-  const auto bytes = static_cast<size_t>(kernel.scratch_bytes(params, gpu_));
+  const std::string_view wanted = options_.kind == AttentionKind::kReference ? "naive" : "auto";
+  ONEPASS_ASSIGN_OR_RETURN(chosen.kernel, choose_cuda_attention_kernel(params, gpu_, wanted));
+  std::vector<DeviceBuffer>& scratch = chosen.scratch[chosen.kernel];
+  const auto bytes = static_cast<size_t>(chosen.kernel->scratch_bytes(params, gpu_));
   if (!scratch.empty() && scratch.back().size() >= bytes) return ok_status();
-  const size_t wanted = scratch.empty() ? bytes : std::max(bytes, 2 * scratch.back().size());
-  ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer larger, DeviceBuffer::allocate(wanted, device));
+  const size_t size = scratch.empty() ? bytes : std::max(bytes, 2 * scratch.back().size());
+  ONEPASS_ASSIGN_OR_RETURN(DeviceBuffer larger, DeviceBuffer::allocate(size, device));
   scratch.push_back(std::move(larger));
   return ok_status();
 }
 
-Status GpuAttentionBackend::set_batch(const AttentionBatch& batch, const Stream& stream) {
+size_t GpuAttentionBackend::upload_bytes() const {
+  const size_t requests = options_.max_requests, tokens = options_.max_tokens;
+  return requests * table_.max_pages_per_request() * sizeof(PageId) + 4 * (requests + 1) * sizeof(int32_t) +
+         tokens * (sizeof(int32_t) + sizeof(int64_t)) + 7 * StepUpload::kAlignment;
+}
+
+void GpuAttentionBackend::set_batch(const AttentionBatch& batch, StepUpload& upload) {
   ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
   ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
-  const auto upload = [&](Array& array, const void* from, size_t bytes) {
-    if (bytes > 0) std::memcpy(array.host.data(), from, bytes);
-    return copy_async(array.device.data(), array.host.data(), bytes, stream.cuda);
+  const int requests = batch.num_requests;
+  int decodes = 0;
+  while (decodes < requests && batch.cu_seqlens_q[decodes + 1] == decodes + 1) ++decodes;
+
+  num_tokens_ = batch.num_tokens;
+  positions_ = upload.add<int32_t>({batch.positions, static_cast<size_t>(batch.num_tokens)});
+  out_cache_loc_ = upload.add<int64_t>({batch.out_cache_loc, static_cast<size_t>(batch.num_tokens)});
+  const int32_t* const cache_seqlens = upload.add<int32_t>({batch.cache_seqlens, static_cast<size_t>(requests)});
+  const auto set_part = [&](PartIndex index, int begin, int end, int max_seqlen_q) {
+    const int first_token = batch.cu_seqlens_q[begin];
+    const auto cu_seqlens_q = upload.reserve<int32_t>(end - begin + 1);
+    for (int request = begin; request <= end; ++request) {
+      cu_seqlens_q.host[request - begin] = batch.cu_seqlens_q[request] - first_token;
+    }
+    const int64_t stride = table_.max_pages_per_request();
+    parts_[index] = {.first_token = first_token,
+                     .view = {.num_requests = end - begin,
+                              .num_tokens = batch.cu_seqlens_q[end] - first_token,
+                              .max_seqlen_q = max_seqlen_q,
+                              .cu_seqlens_q = cu_seqlens_q.device,
+                              .cache_seqlens = cache_seqlens + begin,
+                              .page_table = page_table_.as<int32_t>() + begin * stride,
+                              .page_table_stride = stride}};
   };
-  const size_t requests = batch.num_requests, tokens = batch.num_tokens;
-  ONEPASS_RETURN_IF_ERROR(upload(cu_seqlens_q_, batch.cu_seqlens_q, (requests + 1) * sizeof(int32_t)));
-  ONEPASS_RETURN_IF_ERROR(upload(cache_seqlens_, batch.cache_seqlens, requests * sizeof(int32_t)));
-  ONEPASS_RETURN_IF_ERROR(upload(positions_, batch.positions, tokens * sizeof(int32_t)));
-  ONEPASS_RETURN_IF_ERROR(upload(out_cache_loc_, batch.out_cache_loc, tokens * sizeof(int64_t)));
+  set_part(kDecodes, 0, decodes, 1);
+  set_part(kRest, decodes, requests, batch.max_seqlen_q);
 
-  // The rows' used parts, side by side at the table's own pitch.
+  // The rows' used parts, side by side.
+  const auto begins = upload.reserve<int32_t>(requests + 1);
   const int page_size = pool_.config().page_size;
-  const size_t pitch = static_cast<size_t>(table_.max_pages_per_request()) * sizeof(PageId);
-  size_t most = 0;
-  for (int request = 0; request < batch.num_requests; ++request) {
-    const std::span<const PageId> pages = table_.pages_or_dummy(batch.request_slots[request]);
-    const size_t used = (batch.cache_seqlens[request] + page_size - 1) / page_size;
-    ONEPASS_CHECK_LE(used, pages.size());
-    std::copy_n(pages.begin(), used, reinterpret_cast<PageId*>(page_table_.host.data() + request * pitch));
-    most = std::max(most, used);
+  begins.host[0] = 0;
+  for (int request = 0; request < requests; ++request) {
+    begins.host[request + 1] = begins.host[request] + (batch.cache_seqlens[request] + page_size - 1) / page_size;
   }
-  ONEPASS_RETURN_IF_ERROR(copy_rows_async(page_table_.device.data(), pitch, page_table_.host.data(), pitch,
-                                          most * sizeof(PageId), requests, stream.cuda));
-
-  view_.num_requests = batch.num_requests;
-  view_.num_tokens = batch.num_tokens;
-  view_.max_seqlen_q = batch.max_seqlen_q;
-  return ok_status();
+  const auto packed = upload.reserve<int32_t>(begins.host[requests]);
+  for (int request = 0; request < requests; ++request) {
+    const std::span<const PageId> pages = table_.pages_or_dummy(batch.request_slots[request]);
+    const auto used = static_cast<size_t>(begins.host[request + 1] - begins.host[request]);
+    ONEPASS_CHECK_LE(used, pages.size());
+    std::copy_n(pages.begin(), used, packed.host.begin() + begins.host[request]);
+  }
+  pages_ = {.packed = packed.device,
+            .begin = begins.device,
+            .num_rows = requests,
+            .table = page_table_.as<int32_t>(),
+            .table_stride = table_.max_pages_per_request()};
 }
 
 Status GpuAttentionBackend::plan(const Stream& stream) {
+  ONEPASS_RETURN_IF_ERROR(run_unpack_rows_cuda(pages_, stream.cuda));
   for (LayerKind& kind : kinds_) {
-    const AttentionParams params = planned(kind.layer, view_);
-    ONEPASS_ASSIGN_OR_RETURN(kind.kernel, choose(params));
-    ONEPASS_RETURN_IF_ERROR(reserve(kind, *kind.kernel, params, stream.device));
-    ONEPASS_RETURN_IF_ERROR(kind.kernel->plan(params, gpu_, kind.memory(), stream.cuda));
+    for (int i = 0; i < kNumParts; ++i) {
+      if (parts_[i].view.num_requests == 0) continue;
+      const AttentionParams params = planned(kind.layer, parts_[i].view);
+      LayerKind::Kernel& chosen = kind.kernels[i];
+      ONEPASS_RETURN_IF_ERROR(choose(chosen, params, stream.device));
+      ONEPASS_RETURN_IF_ERROR(chosen.kernel->plan(params, gpu_, chosen.memory(), stream.cuda));
+    }
   }
   return ok_status();
 }
@@ -214,7 +241,7 @@ Status GpuAttentionBackend::norm_heads(const AttentionLayer& layer, const Attent
                             .out_dtype = io.dtype,
                             .out_group_stride = io.row_stride,
                             .out_row_stride = layer.head_dim,
-                            .num_groups = view_.num_tokens,
+                            .num_groups = num_tokens_,
                             .rows = num_heads,
                             .cols = layer.head_dim},
                            stream.cuda);
@@ -236,16 +263,16 @@ Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInpu
                                              .v = io.v,
                                              .v_row_stride = io.row_stride,
                                              .v_head_stride = layer.head_dim_v,
-                                             .num_tokens = view_.num_tokens,
+                                             .num_tokens = num_tokens_,
                                              .num_heads = layer.num_heads,
                                              .num_heads_kv = layer.num_kv_heads,
                                              .head_dim = layer.head_dim,
                                              .head_dim_v = layer.head_dim_v,
                                              .rotary_dim = layer.rotary_dim,
-                                             .positions = positions_.device.as<int32_t>(),
+                                             .positions = positions_,
                                              .inv_freq = layer.rope_inv_freq,
                                              .attention_factor = layer.rope_attention_factor,
-                                             .slots = out_cache_loc_.device.data(),
+                                             .slots = out_cache_loc_,
                                              .slot_dtype = DType::kI64,
                                              .page_size = pool_.config().page_size,
                                              .pool_dtype = pool_.config().dtype,
@@ -261,8 +288,19 @@ Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInpu
   const LayerKind& kind = *std::find_if(kinds_.begin(), kinds_.end(), [&](const LayerKind& candidate) {
     return are_planned_alike(candidate.layer, layer);
   });
-  return kind.kernel->run(paged_attention_params(layer, io, pool_, view_, options_.batch_invariant), gpu_,
-                          kind.memory(), stream.cuda);
+  const auto element = static_cast<int64_t>(size_of(io.dtype));
+  for (int i = 0; i < kNumParts; ++i) {
+    const Part& part = parts_[i];
+    if (part.view.num_requests == 0) continue;
+    AttentionInputs of_part = io;
+    of_part.q = static_cast<std::byte*>(io.q) + part.first_token * io.row_stride * element;
+    of_part.out = static_cast<std::byte*>(io.out) + part.first_token * io.out_row_stride * element;
+    const LayerKind::Kernel& chosen = kind.kernels[i];
+    ONEPASS_RETURN_IF_ERROR(
+        chosen.kernel->run(paged_attention_params(layer, of_part, pool_, part.view, options_.batch_invariant), gpu_,
+                           chosen.memory(), stream.cuda));
+  }
+  return ok_status();
 }
 
 }  // namespace

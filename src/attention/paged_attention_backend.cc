@@ -19,7 +19,7 @@ PagedAttentionBackend::PagedAttentionBackend(const AttentionOptions& options, Kv
       out_cache_loc_(options.max_tokens),
       positions_(options.max_tokens) {}
 
-Status PagedAttentionBackend::set_batch(const AttentionBatch& batch, const Stream&) {
+void PagedAttentionBackend::set_batch(const AttentionBatch& batch, StepUpload&) {
   ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
   ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
   num_requests_ = batch.num_requests;
@@ -37,7 +37,6 @@ Status PagedAttentionBackend::set_batch(const AttentionBatch& batch, const Strea
     std::copy_n(pages.begin(), used,
                 page_table_.begin() + static_cast<int64_t>(request) * table_.max_pages_per_request());
   }
-  return ok_status();
 }
 
 // The norm of each head, where there is one, and the rotary embedding, in place.

@@ -13,7 +13,8 @@ class PagedAttentionBackend : public AttentionBackend {
  public:
   PagedAttentionBackend(const AttentionOptions& options, KvPool& pool, const RequestTable& table);
 
-  Status set_batch(const AttentionBatch& batch, const Stream& stream) final;
+  size_t upload_bytes() const final { return 0; }  // the device reads what the host has written
+  void set_batch(const AttentionBatch& batch, StepUpload& upload) final;
   // Each kernel shares its work by the lengths that it finds.
   Status plan(const Stream&) final { return ok_status(); }
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) final;

@@ -41,36 +41,47 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-int32_t argmax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-// Prompts of random tokens; each decode step feeds back the likeliest token, as a greedy request does.
+// Prompts of random tokens, one after the other; then all decode together, greedily. A step is launched before the
+// tokens of the one before it are known, as the scheduler does on a GPU.
 StatusOr<Iteration> run_once(Engine& engine, const LatencyOptions& options, std::mt19937& random) {
   const int vocab_size = engine.config().vocab_size;
   std::uniform_int_distribution<int32_t> token(0, vocab_size - 1);
   std::vector<Sequence> sequences;
+  std::vector<Sampler> greedy(options.batch_size, Sampler({.temperature = 0.0f}, {}, {}));
+  std::vector<Sampler*> samplers;
+  std::vector<Engine::Work> work;
+  sequences.reserve(options.batch_size);
   for (int i = 0; i < options.batch_size; ++i) {
     ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, engine.open());
     for (int j = 0; j < options.input_len; ++j) sequence.tokens.push_back(token(random));
     sequences.push_back(std::move(sequence));
+    samplers.push_back(&greedy[i]);
+    work.push_back({.sequence = &sequences.back(), .num_tokens = 1});
   }
   Iteration result;
   const Clock::time_point start = Clock::now();
-  for (Sequence& sequence : sequences) {
-    ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, engine.prefill(sequence));
-    sequence.tokens.push_back(argmax(logits));
+  const int chunk = engine.runner().options().max_tokens_per_step;
+  for (int i = 0; i < options.batch_size; ++i) {
+    while (sequences[i].num_pending() > chunk) {
+      const Engine::Work part{.sequence = &sequences[i], .num_tokens = chunk, .num_outputs = 0};
+      ONEPASS_RETURN_IF_ERROR(engine.step({&part, 1}).status());
+    }
+    const Engine::Work last{.sequence = &sequences[i], .num_tokens = sequences[i].num_pending()};
+    ONEPASS_RETURN_IF_ERROR(engine.launch({&last, 1}, {&samplers[i], 1}));
+    ONEPASS_RETURN_IF_ERROR(engine.collect().status());
   }
   result.prefill_seconds = seconds_since(start);
-  std::vector<Engine::Work> work;
-  work.reserve(sequences.size());
-  for (Sequence& sequence : sequences) work.push_back({.sequence = &sequence, .num_tokens = 1});
+  Clock::time_point step_start = Clock::now();
   for (int step = 1; step < options.output_len; ++step) {
-    const Clock::time_point step_start = Clock::now();
-    ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, engine.step(work));
-    for (size_t i = 0; i < sequences.size(); ++i) {
-      sequences[i].tokens.push_back(argmax(logits.subspan(i * vocab_size, vocab_size)));
-    }
+    ONEPASS_RETURN_IF_ERROR(engine.launch(work, samplers));
+    if (step == 1) continue;
+    ONEPASS_RETURN_IF_ERROR(engine.collect().status());
+    const Clock::time_point now = Clock::now();
+    result.step_seconds.push_back(std::chrono::duration<double>(now - step_start).count());
+    step_start = now;
+  }
+  if (options.output_len > 1) {
+    ONEPASS_RETURN_IF_ERROR(engine.collect().status());
     result.step_seconds.push_back(seconds_since(step_start));
   }
   for (Sequence& sequence : sequences) engine.close(sequence);

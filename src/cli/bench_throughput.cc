@@ -138,6 +138,9 @@ void print(const nlohmann::json& result) {
   }
   print_count("Steps:", "steps");
   std::printf("%-42s %.1f\n", "Scheduler time outside forward (us/step):", number("host_us_per_step"));
+  std::printf("%-42s %.1f, %.1f between steps, > 10 us in %.1f%% of them\n",
+              "Device time (us/step):", number("device_us_per_step"), number("device_idle_us_per_step"),
+              100 * number("device_idle_steps"));
   std::printf("%-42s %lld / %lld\n",
               "Retractions / evicted pages:", static_cast<long long>(result.at("retractions").get<int64_t>()),
               static_cast<long long>(result.at("evicted_pages").get<int64_t>()));
@@ -199,6 +202,9 @@ Status run(const ThroughputOptions& options) {
   }
   const auto steps = static_cast<double>(std::max<int64_t>(1, stats.steps - before.steps));
   const double host_us = (stats.host_seconds - before.host_seconds) / steps * 1e6;
+  const double device_us = (stats.device.busy_seconds - before.device.busy_seconds) / steps * 1e6;
+  const double idle_us = (stats.device.idle_seconds - before.device.idle_seconds) / steps * 1e6;
+  const auto idle_steps = static_cast<double>(stats.device.idle_steps - before.device.idle_steps);
   const int64_t computed = stats.computed_tokens - before.computed_tokens;
   const int64_t num_short = std::ssize(requests) - num_whole;
   const double requests_per_second = static_cast<double>(num_whole) / seconds;
@@ -228,6 +234,9 @@ Status run(const ThroughputOptions& options) {
       {"retractions", stats.retractions - before.retractions},
       {"evicted_pages", stats.evicted_pages - before.evicted_pages},
       {"host_us_per_step", host_us},
+      {"device_us_per_step", device_us},
+      {"device_idle_us_per_step", idle_us},
+      {"device_idle_steps", idle_steps / steps},
   };
   const auto add = [&](const char* name, const std::vector<double>& values) {
     result[std::string("mean_") + name] = mean(values);

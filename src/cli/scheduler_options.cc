@@ -32,7 +32,10 @@ void SchedulerCliOptions::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_flag("--disable-prefix-cache", disable_prefix_cache_, "compute every prompt anew")->group(group);
-  app.add_flag("--overlap", overlap_, "plan a step while the one before it is computed")->group(group);
+  app.add_flag("--overlap,!--disable-overlap", overlap_,
+               "plan and launch a step while the one before it is computed: always, or never; unset, on a GPU")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+      ->group(group);
   app.add_option("--trace", trace_, "write a trace of all steps there, for ui.perfetto.dev")->group(group);
 }
 
@@ -46,7 +49,7 @@ SchedulerOptions SchedulerCliOptions::options() const {
   return {.longest_prefix_first = policy_ == "lpm",
           .prefix_caching = !disable_prefix_cache_,
           .max_queued_requests = std::numeric_limits<int>::max(),
-          .steps_in_flight = overlap_ ? 2 : 1,
+          .steps_in_flight = overlap_ == 0 ? 0 : overlap_ > 0 ? 2 : 1,
           .trace_path = trace_};
 }
 

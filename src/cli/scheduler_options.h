@@ -25,7 +25,7 @@ class SchedulerCliOptions {
   double kv_memory_fraction_ = 0.4;
   std::string policy_ = "lpm";
   bool disable_prefix_cache_ = false;
-  bool overlap_ = false;
+  int overlap_ = 0;  // 1: asked for, -1: refused
   std::string trace_;
 };
 

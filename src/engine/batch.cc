@@ -4,6 +4,14 @@
 
 namespace onepass {
 
+bool Batch::is_decode() const {
+  if (num_requests() != num_tokens() || static_cast<int>(output_rows.size()) != num_tokens()) return false;
+  for (int i = 0; i < num_tokens(); ++i) {
+    if (output_rows[i] != i) return false;
+  }
+  return true;
+}
+
 void Batch::clear() {
   input_ids.clear();
   positions.clear();

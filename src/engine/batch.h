@@ -11,17 +11,20 @@ namespace onepass {
 
 // New tokens of several requests, one after the other; request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1.
 struct Batch {
-  std::vector<int32_t> input_ids;        // [num_tokens]
+  std::vector<int32_t> input_ids;        // [num_tokens]; ~slot: what the request in `slot` has sampled last
   std::vector<int32_t> positions;        // [num_tokens]
   std::vector<int64_t> out_cache_loc;    // [num_tokens]: page * page_size + offset
   std::vector<int32_t> cu_seqlens_q{0};  // [num_requests + 1]
   std::vector<int32_t> cache_seqlens;    // [num_requests]: keys in all, new tokens included
   std::vector<int32_t> request_slots;    // [num_requests]; -1: the dummy request
-  std::vector<int32_t> output_rows;      // the tokens whose logits are wanted, ascending
+  std::vector<int32_t> output_rows;      // the tokens whose logits are wanted, not descending; some more than once
   int max_seqlen_q = 0;
 
   int num_tokens() const { return static_cast<int>(input_ids.size()); }
   int num_requests() const { return static_cast<int>(request_slots.size()); }
+
+  // Every token is a request of its own whose logits are wanted, once.
+  bool is_decode() const;
 
   void clear();
 
@@ -30,8 +33,11 @@ struct Batch {
   void add(int slot, const int32_t* tokens, int count, int first_position, int num_outputs, const RequestTable& table,
            int page_size);
 
+  // The logits of the last row are wanted once more.
+  void repeat_output() { output_rows.push_back(output_rows.back()); }
+
   // Appends requests of one token, which own page 0 and whose logits nobody reads, until there are `count`.
-  // REQUIRES: all requests have one token, and its logits are wanted.
+  // REQUIRES: is_decode().
   void pad(int count);
 
   AttentionBatch attention() const;

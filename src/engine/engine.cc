@@ -63,7 +63,7 @@ bool Engine::reserve(Sequence& sequence, int num_tokens) {
   return true;
 }
 
-StatusOr<std::span<float>> Engine::step(std::span<const Work> work) {
+Status Engine::prepare(std::span<const Work> work) {
   for (const Work& item : work) {
     ONEPASS_CHECK_GE(item.num_tokens, 1);
     ONEPASS_CHECK_LE(item.num_tokens, item.sequence->num_pending());
@@ -85,9 +85,51 @@ StatusOr<std::span<float>> Engine::step(std::span<const Work> work) {
     batch_.add(sequence.slot, sequence.tokens.data() + sequence.num_computed, item.num_tokens, sequence.num_computed,
                item.num_outputs, runner_->table(), runner_->options().page_size);
   }
+  return ok_status();
+}
+
+StatusOr<std::span<float>> Engine::step(std::span<const Work> work) {
+  ONEPASS_RETURN_IF_ERROR(prepare(work));
   ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, runner_->forward(batch_));
   for (const Work& item : work) item.sequence->num_computed += item.num_tokens;
   return logits;
+}
+
+Status Engine::launch(std::span<const Work> work, std::span<Sampler* const> samplers) {
+  ONEPASS_CHECK_EQ(work.size(), samplers.size());
+  std::vector<SampleWork> samples;
+  samples.reserve(work.size());
+  for (size_t i = 0; i < work.size(); ++i) {
+    ONEPASS_CHECK_EQ(work[i].num_outputs, 1);
+    ONEPASS_CHECK_EQ(work[i].num_tokens, work[i].sequence->num_pending());
+    samples.push_back({.sampler = samplers[i], .slot = work[i].sequence->slot});
+  }
+  ONEPASS_RETURN_IF_ERROR(prepare(work));
+  ONEPASS_RETURN_IF_ERROR(runner_->launch(batch_, samples));
+  std::vector<InFlight>& launched = in_flight_.emplace_back();
+  launched.reserve(work.size());
+  for (const Work& item : work) {
+    Sequence& sequence = *item.sequence;
+    sequence.num_computed += item.num_tokens;
+    launched.push_back({&sequence, sequence.tokens.size()});
+    sequence.tokens.push_back(~sequence.slot);
+  }
+  return ok_status();
+}
+
+StatusOr<std::vector<SampledToken>> Engine::collect() {
+  ONEPASS_CHECK(!in_flight_.empty());
+  const std::vector<InFlight> launched = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  ONEPASS_ASSIGN_OR_RETURN(std::vector<StatusOr<SampledToken>> tokens, runner_->collect());
+  std::vector<SampledToken> result;
+  result.reserve(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    ONEPASS_RETURN_IF_ERROR(tokens[i].status());
+    launched[i].sequence->tokens[launched[i].place] = tokens[i]->token;
+    result.push_back(*std::move(tokens[i]));
+  }
+  return result;
 }
 
 StatusOr<std::span<float>> Engine::prefill(Sequence& sequence) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <vector>
@@ -54,6 +55,13 @@ class Engine {
   // vocab_size], valid until the next step. An error (out of pages) changes nothing.
   StatusOr<std::span<float>> step(std::span<const Work> work);
 
+  // The same, but sampler i chooses the token after work[i] (num_outputs is 1), on the device, which may only have begun
+  // when this returns. Until collect() the sequence has a placeholder for its token, which the next launch() may
+  // compute. Sequences and samplers live until then; at most ModelRunner::kMaxStepsInFlight steps are in flight.
+  Status launch(std::span<const Work> work, std::span<Sampler* const> samplers);
+  // The tokens of the oldest step in flight, in the order of its work; the sequences have them. An error ends the step.
+  StatusOr<std::vector<SampledToken>> collect();
+
   // Computes all pending tokens of one sequence in chunks; returns the last one's logits, [vocab_size].
   StatusOr<std::span<float>> prefill(Sequence& sequence);
 
@@ -63,12 +71,19 @@ class Engine {
  private:
   explicit Engine(std::unique_ptr<ModelRunner> runner);
 
+  // Pages for the work, and the batch.
+  Status prepare(std::span<const Work> work);
   // Pages for the first `num_tokens` tokens of the sequence.
   bool reserve(Sequence& sequence, int num_tokens);
 
   std::unique_ptr<ModelRunner> runner_;
   PageAllocator pages_;
   Batch batch_;  // scratch
+  struct InFlight {
+    Sequence* sequence;
+    size_t place;  // of its token
+  };
+  std::deque<std::vector<InFlight>> in_flight_;
 };
 
 }  // namespace onepass

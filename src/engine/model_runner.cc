@@ -77,8 +77,13 @@ Status ModelRunner::allocate() {
                                         .max_outputs = options_.max_outputs_per_step};
   ONEPASS_ASSIGN_OR_RETURN(workspace_,
                            DecoderWorkspace::create(config(), limits, ops_->activation_dtype(), stream_.device));
-  ONEPASS_ASSIGN_OR_RETURN(transfer_, StepTransfer::create(limits, config().vocab_size, stream_.device));
-  ONEPASS_RETURN_IF_ERROR(decoder_->prepare(*ops_, limits, transfer_.logits_row_stride()));
+  ONEPASS_ASSIGN_OR_RETURN(logits_, LogitsBuffer::create(limits.max_outputs, config().vocab_size, stream_.device));
+  ONEPASS_ASSIGN_OR_RETURN(sampler_, make_step_sampler({.vocab_size = config().vocab_size,
+                                                        .max_slots = options_.max_requests,
+                                                        .max_rows = limits.max_outputs},
+                                                       stream_));
+  ONEPASS_ASSIGN_OR_RETURN(clock_, StepClock::create(stream_.device));
+  ONEPASS_RETURN_IF_ERROR(decoder_->prepare(*ops_, limits, logits_.row_stride()));
 
   KvPoolConfig kv = {.num_layers = config().num_layers,
                      .num_pages = 0,
@@ -96,17 +101,26 @@ Status ModelRunner::allocate() {
                                    .layers = decoder_->attention_layers(),
                                    .activation_dtype = ops_->activation_dtype()};
   ONEPASS_ASSIGN_OR_RETURN(backend_, make_attention_backend(attention, pool_, table_, stream_));
+  ONEPASS_RETURN_IF_ERROR(allocate_upload());
   if (options_.device.kind == DeviceKind::kCuda && options_.cuda_graphs) return capture_graphs();
   return ok_status();
 }
 
+Status ModelRunner::allocate_upload() {
+  const size_t ids = options_.max_tokens_per_step * sizeof(int32_t) + StepUpload::kAlignment;
+  const size_t rows = options_.max_outputs_per_step * sizeof(int32_t) + StepUpload::kAlignment;
+  ONEPASS_ASSIGN_OR_RETURN(
+      upload_, StepUpload::create(ids + rows + sampler_->upload_bytes() + backend_->upload_bytes(), stream_.device));
+  return ok_status();
+}
+
 Status ModelRunner::capture_graphs() {
-  ForwardInput input;
+  StepInput input;
   const auto prepare = [&](int size) -> Status {
     padded_.clear();
     padded_.max_seqlen_q = 1;
     padded_.pad(size);
-    ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_));
+    ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_, {}));
     return ok_status();
   };
   graphs_ = DecodeGraphs(std::min(options_.max_requests, options_.max_outputs_per_step));
@@ -152,40 +166,82 @@ std::string ModelRunner::device_description() const {
   return gpu.ok() ? str_cat(device, ": ", gpu->name) : device;
 }
 
-StatusOr<ForwardInput> ModelRunner::set_inputs(const Batch& batch) {
-  ONEPASS_RETURN_IF_ERROR(backend_->set_batch(batch.attention(), stream_));
-  return transfer_.upload(batch, stream_);
+StatusOr<ModelRunner::StepInput> ModelRunner::set_inputs(const Batch& batch, std::span<const SampleWork> work) {
+  upload_.begin();
+  const StepUpload::Array<int32_t> ids = upload_.reserve<int32_t>(batch.input_ids.size());
+  std::copy(batch.input_ids.begin(), batch.input_ids.end(), ids.host.begin());
+  const int num_output_rows = static_cast<int>(batch.output_rows.size());
+  const StepInput input{.forward = {.num_tokens = batch.num_tokens(),
+                                    .input_ids = ids.device,
+                                    .num_output_rows = num_output_rows,
+                                    .output_rows = upload_.add<int32_t>(batch.output_rows),
+                                    .outputs_are_tokens = batch.is_decode(),
+                                    .logits = logits_.data(),
+                                    .logits_row_stride = logits_.row_stride()},
+                        .ids = ids.device};
+  ONEPASS_RETURN_IF_ERROR(sampler_->set_step(work, num_output_rows, upload_));
+  backend_->set_batch(batch.attention(), upload_);  // last: what it adds can differ from step to step
+  ONEPASS_RETURN_IF_ERROR(upload_.send(stream_));
+  return input;
 }
 
-Status ModelRunner::queue_step(const ForwardInput& input) {
+Status ModelRunner::queue_step(const StepInput& input) {
+  ONEPASS_RETURN_IF_ERROR(sampler_->resolve(input.ids, input.forward.num_tokens));
   ONEPASS_RETURN_IF_ERROR(backend_->plan(stream_));
-  return decoder_->forward(input, *ops_, *backend_, workspace_, stream_);
+  ONEPASS_RETURN_IF_ERROR(decoder_->forward(input.forward, *ops_, *backend_, workspace_, stream_));
+  return input.forward.num_output_rows > 0 ? sampler_->sample(logits_.data(), logits_.row_stride()) : ok_status();
 }
 
-StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
+Status ModelRunner::queue(const Batch& batch, std::span<const SampleWork> work) {
   const int num_outputs = static_cast<int>(batch.output_rows.size());
   ONEPASS_CHECK_LE(batch.num_tokens(), options_.max_tokens_per_step);
   ONEPASS_CHECK_LE(num_outputs, options_.max_outputs_per_step);
+  ONEPASS_CHECK_LE(num_in_flight() + 1, kMaxStepsInFlight);
   // The scheduler's thread is not the one that loaded the model.
-  if (stream_.device.kind == DeviceKind::kCuda) ONEPASS_RETURN_IF_ERROR(set_current_gpu(stream_.device.index));
+  const bool is_on_gpu = stream_.device.kind == DeviceKind::kCuda;
+  if (is_on_gpu) ONEPASS_RETURN_IF_ERROR(set_current_gpu(stream_.device.index));
 
   // A step of decodes alone is a captured one, with requests that do not matter up to the next size.
-  const bool is_decode = batch.max_seqlen_q == 1 && num_outputs == batch.num_tokens();
-  const std::optional<int> size = is_decode ? graphs_.size_for(num_outputs) : std::nullopt;
+  const std::optional<int> size = batch.is_decode() ? graphs_.size_for(num_outputs) : std::nullopt;
   if (size) {
     padded_ = batch;
     padded_.pad(*size);
   }
   Status queued = [&]() -> Status {
-    ONEPASS_ASSIGN_OR_RETURN(const ForwardInput input, set_inputs(size ? padded_ : batch));
+    ONEPASS_ASSIGN_OR_RETURN(const StepInput input, set_inputs(size ? padded_ : batch, work));
     return size ? graphs_.launch(*size, cuda_stream_) : queue_step(input);
   }();
   if (!queued.ok()) {
+    sampler_->cancel();
     // What is queued still reads the page-locked memory that the next step writes.
-    if (stream_.device.kind == DeviceKind::kCuda) (void)synchronize(stream_.cuda);
-    return queued;
+    if (is_on_gpu) (void)synchronize(stream_.cuda);
   }
-  return transfer_.download(num_outputs, stream_);
+  return queued;
+}
+
+StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
+  ONEPASS_RETURN_IF_ERROR(queue(batch, {}));
+  return logits_.download(static_cast<int>(batch.output_rows.size()), stream_);
+}
+
+Status ModelRunner::launch(const Batch& batch, std::span<const SampleWork> work) {
+  ONEPASS_CHECK_EQ(work.size(), batch.output_rows.size());
+  ONEPASS_RETURN_IF_ERROR(clock_.start(cuda_stream_));
+  ONEPASS_RETURN_IF_ERROR(queue(batch, work));
+  ONEPASS_RETURN_IF_ERROR(clock_.stop(cuda_stream_));
+  in_flight_.push_back(!work.empty());
+  return ok_status();
+}
+
+StatusOr<std::vector<StatusOr<SampledToken>>> ModelRunner::collect() {
+  ONEPASS_CHECK(!in_flight_.empty());
+  const bool samples = in_flight_.front();
+  in_flight_.pop_front();
+  const Status done = clock_.wait();
+  std::vector<StatusOr<SampledToken>> tokens;
+  if (samples) tokens = sampler_->collect();
+  if (!done.ok()) return done;
+  return tokens;
 }
 
 }  // namespace onepass

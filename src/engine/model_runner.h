@@ -1,21 +1,26 @@
-// A model on a device with its KV cache: batches in, logits out.
+// A model on a device with its KV cache: batches in, logits or tokens out.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "attention/attention_backend.h"
 #include "engine/batch.h"
 #include "engine/decode_graphs.h"
-#include "engine/step_transfer.h"
+#include "engine/logits_buffer.h"
+#include "engine/step_clock.h"
+#include "engine/step_sampler.h"
 #include "kv_cache/kv_pool.h"
 #include "kv_cache/request_table.h"
 #include "models/decoder.h"
 #include "models/model_config.h"
 #include "tensor/cuda/cuda_stream.h"
+#include "tensor/step_upload.h"
 
 namespace onepass {
 
@@ -64,8 +69,20 @@ class ModelRunner {
 
   // One step: stores the tokens' K and V and returns the logits of batch.output_rows, [rows, vocab_size] float32 in
   // host memory, valid until the next call (the caller may change them). An error is a GPU's. REQUIRES: token ids below
-  // vocab_size; the batch keeps to the options' limits.
+  // vocab_size; the batch keeps to the options' limits; fewer than kMaxStepsInFlight steps are in flight.
   StatusOr<std::span<float>> forward(const Batch& batch);
+
+  // One step whose logits become tokens: output row i gives work[i]'s. A GPU has only been told to do it when this
+  // returns; the CPU has done it. An error ends the step. REQUIRES: as forward(); as much work as output rows.
+  static constexpr int kMaxStepsInFlight = 2;
+  Status launch(const Batch& batch, std::span<const SampleWork> work);
+  int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
+  // The tokens of the oldest step in flight, in the order of its work; waits for it. An error is a GPU's: none of its
+  // tokens can be trusted. REQUIRES: there is one.
+  StatusOr<std::vector<StatusOr<SampledToken>>> collect();
+
+  // What launched steps have taken of the device's time. Those in flight are not in it.
+  const StepTimes& step_times() const { return clock_.times(); }
 
   // Copies K and V of the first `num_tokens` tokens of one page to another, in every layer.
   Status copy_page(int from, int to, int num_tokens) { return pool_.copy_page(from, to, num_tokens, stream_); }
@@ -75,11 +92,20 @@ class ModelRunner {
               RequestTable table);
 
   Status allocate();
+  Status allocate_upload();
   Status capture_graphs();
+
+  // A step in the device's memory.
+  struct StepInput {
+    ForwardInput forward;
+    int32_t* ids = nullptr;  // forward's
+  };
   // Brings a step's inputs to the device; a graph's launch comes after it.
-  StatusOr<ForwardInput> set_inputs(const Batch& batch);
+  StatusOr<StepInput> set_inputs(const Batch& batch, std::span<const SampleWork> work);
   // The step's work on the device, its inputs being there: what a graph holds.
-  Status queue_step(const ForwardInput& input);
+  Status queue_step(const StepInput& input);
+  // Both, by a graph where there is one. After an error nothing of the step is left.
+  Status queue(const Batch& batch, std::span<const SampleWork> work);
   // The KV cache's pages: as many as the options ask for, or the memory holds.
   StatusOr<int> count_pages(const KvPoolConfig& kv) const;
 
@@ -93,8 +119,12 @@ class ModelRunner {
   RequestTable table_;
   std::unique_ptr<AttentionBackend> backend_;
   DecoderWorkspace workspace_;
-  StepTransfer transfer_;
+  StepUpload upload_;
+  LogitsBuffer logits_;
+  std::unique_ptr<StepSampler> sampler_;
   DecodeGraphs graphs_;
+  StepClock clock_;
+  std::deque<bool> in_flight_;  // whether the step samples, of each that is
   Batch padded_;  // scratch
 };
 

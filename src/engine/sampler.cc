@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/check.h"
 #include "engine/philox.h"
 
 namespace onepass {
@@ -49,36 +50,68 @@ std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, double nor
   return all;
 }
 
+float adjusted(float logit, const LogitAdjustment& adjustment, const SamplingParams& params) {
+  if (adjustment.is_banned != 0) return kImpossible;
+  logit += adjustment.bias;
+  if (adjustment.is_repeated != 0) {
+    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+  }
+  if (adjustment.count > 0) {
+    logit -= params.presence_penalty + params.frequency_penalty * static_cast<float>(adjustment.count);
+  }
+  return logit;
+}
+
 }  // namespace
 
-Sampler::Sampler(SamplingParams params, std::span<const int32_t> prompt, std::vector<int32_t> end_tokens)
-    : params_(std::move(params)), end_tokens_(std::move(end_tokens)) {
-  if (params_.repetition_penalty != 1.0f) prompt_tokens_.insert(prompt.begin(), prompt.end());
+Status no_finite_logit() {
+  return absl::InternalError("the model's logits hold no finite number: its weights may be damaged");
 }
 
-void Sampler::apply_penalties(std::span<float> logits) const {
-  for (const auto& [token, bias] : params_.logit_bias) logits[token] += bias;
+Sampler::Sampler(SamplingParams params, std::span<const int32_t> prompt, const std::vector<int32_t>& end_tokens)
+    : params_(std::move(params)),
+      counts_generated_(params_.repetition_penalty != 1.0f || params_.presence_penalty != 0.0f ||
+                        params_.frequency_penalty != 0.0f) {
+  for (const auto& [token, bias] : params_.logit_bias) adjustment(token).bias += bias;
   if (params_.repetition_penalty != 1.0f) {
-    const auto penalise = [&](int32_t token) {
-      float& logit = logits[token];
-      logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
-    };
-    for (int32_t token : prompt_tokens_) penalise(token);
-    for (const auto& [token, count] : generated_counts_) {
-      if (!prompt_tokens_.contains(token)) penalise(token);
-    }
+    for (const int32_t token : prompt) adjustment(token).is_repeated = 1;
   }
-  if (params_.presence_penalty != 0.0f || params_.frequency_penalty != 0.0f) {
-    for (const auto& [token, count] : generated_counts_) {
-      logits[token] -= params_.presence_penalty + params_.frequency_penalty * static_cast<float>(count);
-    }
-  }
-  if (num_sampled_ < params_.min_new_tokens) {
-    for (int32_t token : end_tokens_) logits[token] = kImpossible;
+  if (params_.min_new_tokens > 0) {
+    for (const int32_t token : end_tokens) adjustment(token).is_banned = 1;
+    has_bans_ = !end_tokens.empty();
   }
 }
 
-int32_t Sampler::draw(std::span<const float> logits, float max_logit) {
+LogitAdjustment& Sampler::adjustment(int32_t token) {
+  const auto [place, is_new] = places_.try_emplace(token, adjustments_.size());
+  if (is_new) adjustments_.push_back({.token = token});
+  return adjustments_[place->second];
+}
+
+Sampler::Draw Sampler::begin_draw() {
+  ONEPASS_CHECK_LE(num_begun_ - num_sampled_, 1);
+  const bool is_under_way = num_begun_ > num_sampled_;
+  const int index = num_begun_++;
+  if (has_bans_ && index >= params_.min_new_tokens) {
+    for (LogitAdjustment& adjustment : adjustments_) adjustment.is_banned = 0;
+    has_bans_ = false;
+  }
+  const bool acts = has_bans_ || counts_generated_ || !params_.logit_bias.empty();
+  return {.index = static_cast<uint64_t>(index),
+          .counts_last_token = is_under_way && counts_generated_,
+          .adjustments = acts ? std::span<const LogitAdjustment>(adjustments_) : std::span<const LogitAdjustment>()};
+}
+
+void Sampler::end_draw(int32_t token) {
+  ONEPASS_CHECK_LE(num_sampled_ + 1, num_begun_);
+  ++num_sampled_;
+  if (!counts_generated_) return;
+  LogitAdjustment& generated = adjustment(token);
+  ++generated.count;
+  generated.is_repeated = 1;
+}
+
+int32_t Sampler::choose(std::span<const float> logits, float max_logit, uint64_t index) {
   // Weights exp((logit - max) / temperature): the likeliest has weight 1, so min_p is a bound on them.
   candidates_.clear();
   double total = 0.0;
@@ -121,7 +154,7 @@ int32_t Sampler::draw(std::span<const float> logits, float max_logit) {
     total = 0.0;
     for (size_t i = 0; i < kept; ++i) total += candidates_[i].logprob;
   }
-  double target = philox_uniform(params_.seed, num_sampled_) * total;
+  double target = philox_uniform(params_.seed, index) * total;
   for (size_t i = 0; i + 1 < kept; ++i) {
     target -= candidates_[i].logprob;
     if (target < 0) return candidates_[i].token;
@@ -135,20 +168,23 @@ StatusOr<SampledToken> Sampler::sample(std::span<float> logits) {
   std::vector<float> raw;
   if (params_.logprobs >= 0) {
     const auto [best, max_logit] = argmax(logits);
-    if (best < 0) return absl::InternalError("the model's logits hold no number: its weights may be damaged");
+    if (best < 0) return no_finite_logit();
     normalizer = log_sum_exp(logits, max_logit);
     result.top = top_logprobs(logits, normalizer, params_.logprobs);
     raw.assign(logits.begin(), logits.end());
   }
-  apply_penalties(logits);
+  const Draw draw = begin_draw();
+  for (const LogitAdjustment& adjustment : draw.adjustments) {
+    logits[adjustment.token] = adjusted(logits[adjustment.token], adjustment, params_);
+  }
   const auto [best, max_logit] = argmax(logits);
   if (best < 0 || !std::isfinite(max_logit)) {
-    return absl::InternalError("the model's logits hold no finite number: its weights may be damaged");
+    drop_draw();
+    return no_finite_logit();
   }
-  result.token = params_.temperature == 0.0f ? best : draw(logits, max_logit);
+  result.token = params_.temperature == 0.0f ? best : choose(logits, max_logit, draw.index);
   if (params_.logprobs >= 0) result.logprob = static_cast<float>(raw[result.token] - normalizer);
-  ++generated_counts_[result.token];
-  ++num_sampled_;
+  end_draw(result.token);
   return result;
 }
 

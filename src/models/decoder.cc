@@ -23,7 +23,7 @@ struct Decoder::Step {
 
   // Keeps the rows whose logits are wanted, of the residual stream and of the attention's output.
   Status keep_output_rows(int64_t hidden_size, int64_t attention_size) {
-    if (input.num_output_rows == num_rows) return ok_status();
+    if (input.outputs_are_tokens) return ok_status();
     float* const last_hidden = workspace.last_hidden.as<float>();
     void* const last_attention = workspace.last_attention.data();
     ONEPASS_RETURN_IF_ERROR(ops.gather_rows(hidden, DType::kF32, num_rows, input.output_rows, input.num_output_rows,

@@ -43,7 +43,8 @@ struct ForwardInput {
   int num_tokens = 0;
   const int32_t* input_ids = nullptr;  // [num_tokens], below vocab_size
   int num_output_rows = 0;
-  const int32_t* output_rows = nullptr;  // the tokens whose logits are wanted, ascending
+  const int32_t* output_rows = nullptr;  // the tokens whose logits are wanted, in their order; some more than once
+  bool outputs_are_tokens = false;       // they are the step's tokens, one after the other
   float* logits = nullptr;               // [num_output_rows, vocab_size], rows logits_row_stride elements apart
   int64_t logits_row_stride = 0;         // on a GPU a multiple of 4
 };

@@ -5,10 +5,13 @@
 namespace onepass {
 
 StatusOr<std::unique_ptr<Scheduler>> Scheduler::create(ModelRunner& runner, const Tokenizer* tokenizer,
-                                                       const SchedulerOptions& options) {
-  if (options.steps_in_flight < 1 || options.steps_in_flight > 2) {
-    return invalid_argument("steps in flight: expected 1 or 2, found ", options.steps_in_flight);
+                                                       const SchedulerOptions& given) {
+  SchedulerOptions options = given;
+  if (options.steps_in_flight < 0 || options.steps_in_flight > ModelRunner::kMaxStepsInFlight) {
+    return invalid_argument("steps in flight: expected 0 to ", ModelRunner::kMaxStepsInFlight, ", found ",
+                            options.steps_in_flight);
   }
+  if (options.steps_in_flight == 0) options.steps_in_flight = runner.stream().device.kind == DeviceKind::kCuda ? 2 : 1;
   if (options.max_queued_requests < 1) {
     return invalid_argument("queue: expected at least 1 place, found ", options.max_queued_requests);
   }

@@ -20,8 +20,9 @@ struct SchedulerOptions {
   bool prefix_caching = true;
   int max_queued_requests = 4096;  // waiting ones, beyond which submit() refuses
   // Steps planned before the oldest one's tokens are known: 1 waits for each; 2 plans the next one while the device
-  // works, at the price of one token too many for a request that ends by a token.
-  int steps_in_flight = 1;
+  // works, at the price of one token too many for a request that ends by a token. 0: 2 on a GPU, 1 on the CPU, which
+  // computes a step while it is launched.
+  int steps_in_flight = 0;
   std::string trace_path;  // writes a trace of all steps in the Chrome/Perfetto format there; empty: none
 };
 
@@ -42,8 +43,8 @@ struct SchedulerStats {
   int64_t finished_requests = 0;
   int64_t retractions = 0;
   int64_t evicted_pages = 0;
-  double device_seconds = 0.0;  // in forward passes and sampling
-  double host_seconds = 0.0;    // planning steps and handing out their results
+  StepTimes device;           // forward passes and sampling
+  double host_seconds = 0.0;  // planning and launching steps and handing out their results
 };
 
 class SchedulerLoop;

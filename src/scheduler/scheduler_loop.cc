@@ -154,7 +154,7 @@ void SchedulerLoop::serve() {
   while (true) {
     receive();
     const auto start = SteadyClock::now();
-    const double device_before = executor_.device_seconds();
+    const double waiting_before = executor_.waiting_seconds();
     for (std::unique_ptr<RequestGroup>& group : received_.arrivals) arrive(std::move(group));
     for (const uint64_t id : received_.cancels) {
       if (const auto group = groups_.find(id); group != groups_.end()) {
@@ -174,9 +174,9 @@ void SchedulerLoop::serve() {
     publish();
     hand_out();
     reap();
-    totals_.device_seconds = executor_.device_seconds();
-    totals_.host_seconds +=
-        std::chrono::duration<double>(SteadyClock::now() - start).count() - (totals_.device_seconds - device_before);
+    totals_.device = runner_.step_times();
+    totals_.host_seconds += std::chrono::duration<double>(SteadyClock::now() - start).count() -
+                            (executor_.waiting_seconds() - waiting_before);
   }
 }
 

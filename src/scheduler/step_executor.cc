@@ -3,72 +3,68 @@
 #include <chrono>
 
 #include "base/check.h"
-#include "base/thread_pool.h"
 
 namespace onepass {
+namespace {
 
-StepExecutor::StepExecutor(ModelRunner& runner) : runner_(runner), last_tokens_(runner.table().max_requests(), 0) {}
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+StepExecutor::StepExecutor(ModelRunner& runner) : runner_(runner) {}
 
 void StepExecutor::launch(const StepPlan& plan) {
   batch_.clear();
-  slots_.clear();
-  rows_.clear();
-  std::vector<Sampled> sampled;
-  sampled.reserve(plan.items.size() + plan.forks.size());
+  work_.clear();
+  Step step;
+  step.requests.reserve(plan.items.size() + plan.forks.size());
   auto fork = plan.forks.begin();
   for (size_t i = 0; i < plan.items.size(); ++i) {
     const StepPlan::Item& item = plan.items[i];
-    const int32_t* const tokens =
-        item.is_known ? item.request->tokens.data() + item.first_position : &last_tokens_[item.slot];
+    const int32_t last_of_slot = ~item.slot;
+    const int32_t* const tokens = item.is_known ? item.request->tokens.data() + item.first_position : &last_of_slot;
     batch_.add(item.slot, tokens, item.num_tokens, item.first_position, item.samples ? 1 : 0, runner_.table(),
                runner_.options().page_size);
     if (!item.samples) continue;
-    const int row = static_cast<int>(batch_.output_rows.size()) - 1;
     const auto add = [&](Request* request, int slot) {
-      sampled.push_back({request, SampledToken()});
-      slots_.push_back(slot);
-      rows_.push_back(row);
+      step.requests.push_back(request);
+      work_.push_back({.sampler = request->sampler.get(), .slot = slot});
     };
     add(item.request, item.slot);
-    for (; fork != plan.forks.end() && fork->item == static_cast<int>(i); ++fork) add(fork->request, fork->slot);
-  }
-
-  const auto start = std::chrono::steady_clock::now();
-  const Status status = run(plan, sampled);
-  if (!status.ok()) {  // a GPU's error: none of the step's tokens can be trusted
-    for (Sampled& one : sampled) one.token = status;
-  }
-  device_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  results_.push_back(std::move(sampled));
-}
-
-Status StepExecutor::run(const StepPlan& plan, std::vector<Sampled>& sampled) {
-  ONEPASS_ASSIGN_OR_RETURN(const std::span<float> logits, runner_.forward(batch_));
-  const size_t vocab = runner_.config().vocab_size;
-  const auto sample = [&](int64_t i, int) {
-    const std::span<float> row = logits.subspan(rows_[i] * vocab, vocab);
-    const bool is_shared =
-        (i > 0 && rows_[i - 1] == rows_[i]) || (i + 1 < std::ssize(rows_) && rows_[i + 1] == rows_[i]);
-    if (is_shared) {  // a sampler changes the logits
-      std::vector<float> copy(row.begin(), row.end());
-      sampled[i].token = sampled[i].request->sampler->sample(copy);
-    } else {
-      sampled[i].token = sampled[i].request->sampler->sample(row);
+    for (; fork != plan.forks.end() && fork->item == static_cast<int>(i); ++fork) {
+      batch_.repeat_output();  // a sampler changes the logits
+      add(fork->request, fork->slot);
     }
-    if (sampled[i].token.ok()) last_tokens_[slots_[i]] = sampled[i].token->token;
-  };
-  runner_.stream().pool->parallel_dynamic(std::ssize(sampled), sample);
-  for (const PageCopy& copy : plan.copies) {
-    ONEPASS_RETURN_IF_ERROR(runner_.copy_page(copy.from, copy.to, copy.num_tokens));
   }
-  return ok_status();
+  const Clock::time_point start = Clock::now();
+  step.status = runner_.launch(batch_, work_);
+  step.is_launched = step.status.ok();
+  for (const PageCopy& copy : plan.copies) {
+    if (step.status.ok()) step.status = runner_.copy_page(copy.from, copy.to, copy.num_tokens);
+  }
+  if (runner_.stream().device.kind == DeviceKind::kCpu) waiting_seconds_ += seconds_since(start);
+  steps_.push_back(std::move(step));
 }
 
 std::vector<StepExecutor::Sampled> StepExecutor::collect() {
-  ONEPASS_CHECK(!results_.empty());
-  std::vector<Sampled> oldest = std::move(results_.front());
-  results_.pop_front();
-  return oldest;
+  ONEPASS_CHECK(!steps_.empty());
+  const Step step = std::move(steps_.front());
+  steps_.pop_front();
+  const Clock::time_point start = Clock::now();
+  StatusOr<std::vector<StatusOr<SampledToken>>> tokens;
+  if (step.is_launched) tokens = runner_.collect();
+  waiting_seconds_ += seconds_since(start);
+  if (!step.status.ok()) tokens = step.status;
+
+  std::vector<Sampled> sampled;
+  sampled.reserve(step.requests.size());
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    // After a GPU's error none of the step's tokens can be trusted.
+    sampled.push_back({step.requests[i], tokens.ok() ? std::move((*tokens)[i]) : tokens.status()});
+  }
+  return sampled;
 }
 
 }  // namespace onepass

@@ -11,7 +11,8 @@
 namespace onepass {
 
 // Steps run in the order of their launch, and a step's sampled tokens feed the next one without passing by the host,
-// which learns them when it collects the step. On the CPU launch() does the work before it returns.
+// which learns them when it collects the step. On the CPU launch() does the work before it returns; a GPU does it
+// meanwhile.
 //
 // Used by one thread at a time.
 class StepExecutor {
@@ -26,22 +27,25 @@ class StepExecutor {
 
   // Starts a step. Requests that sample have a Sampler.
   void launch(const StepPlan& plan);
-  int num_in_flight() const { return static_cast<int>(results_.size()); }
+  int num_in_flight() const { return static_cast<int>(steps_.size()); }
   // The tokens of the oldest step in flight. REQUIRES: there is one.
   std::vector<Sampled> collect();
 
-  double device_seconds() const { return device_seconds_; }  // of all steps so far, sampling included
+  // In which the caller's thread did the device's work, on the CPU, or waited for it.
+  double waiting_seconds() const { return waiting_seconds_; }
 
  private:
-  // Forward pass, sampling and page copies of the batch.
-  Status run(const StepPlan& plan, std::vector<Sampled>& sampled);
+  struct Step {
+    std::vector<Request*> requests;  // that sample, in the order of their work
+    bool is_launched = false;
+    Status status;  // of its launch
+  };
 
   ModelRunner& runner_;
-  Batch batch_;                       // scratch, and of those that sample:
-  std::vector<int> slots_, rows_;     // their slots and rows of logits
-  std::vector<int32_t> last_tokens_;  // by slot: what the request in it has sampled last
-  std::deque<std::vector<Sampled>> results_;
-  double device_seconds_ = 0.0;
+  Batch batch_;                   // scratch, and of those that sample:
+  std::vector<SampleWork> work_;  // their work, in the order of the rows of logits
+  std::deque<Step> steps_;
+  double waiting_seconds_ = 0.0;
 };
 
 }  // namespace onepass

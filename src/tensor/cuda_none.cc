@@ -34,6 +34,11 @@ StatusOr<CudaStream> CudaStream::create() { return no_cuda(); }
 CudaStream::~CudaStream() = default;
 
 Status CudaStream::synchronize() const { return no_cuda(); }
+StatusOr<CudaEvent> CudaEvent::create() { return no_cuda(); }
+CudaEvent::~CudaEvent() = default;
+Status CudaEvent::record(const CudaStream&) { return no_cuda(); }
+StatusOr<double> CudaEvent::seconds_since(const CudaEvent&) const { return no_cuda(); }
+Status CudaEvent::synchronize() const { return no_cuda(); }
 StatusOr<CudaGraph> CudaGraph::capture(const CudaStream&, absl::FunctionRef<Status()>) { return no_cuda(); }
 CudaGraph::~CudaGraph() = default;
 Status CudaGraph::launch(const CudaStream&) const { return no_cuda(); }
