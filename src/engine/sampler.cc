@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "engine/philox.h"
+#include "kernels/philox.h"
 
 namespace onepass {
 namespace {
