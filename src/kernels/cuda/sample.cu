@@ -38,9 +38,8 @@ __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
     return ulonglong2{a.x > b.x ? a.x : b.x, a.y < b.y ? a.y : b.y};
   });
   if (all.x == 0) return {kMinusInfinity, -1, own, kMinusInfinity};
-  const auto value = [](uint32_t bits) { return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits); };
-  return {value(static_cast<uint32_t>(all.x >> 32)), static_cast<int>(~static_cast<uint32_t>(all.x)), own,
-          value(static_cast<uint32_t>(all.y))};
+  return {from_ordered_bits(static_cast<uint32_t>(all.x >> 32)), static_cast<int>(~static_cast<uint32_t>(all.x)), own,
+          from_ordered_bits(static_cast<uint32_t>(all.y))};
 }
 
 // As the host rounds it: no fused multiply-add.
@@ -87,7 +86,7 @@ __device__ void for_each_adjustment(const Team& team, const CudaSampleParams& p,
 // Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
 template <bool kInShared>
 __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p,
-                                     const SampleRow& row, const Peak& peak, const float* logits) {
+                                     const SampleRow& row, const Peak& peak) {
   float mine = 0.0f;
   slice.for_each([&](float logit, int) {
     if (logit > kMinusInfinity) mine += exp2f((logit - peak.max) * 1.44269504f);
@@ -113,10 +112,11 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
     merge_lists(team);
   }
   if (team.is_first_block() && threadIdx.x < wanted) {
-    const int token = static_cast<int>(static_cast<uint32_t>(team.scratch.sorted[threadIdx.x]));
-    const float logit = logits[token];
+    // The logit itself may be adjusted already by another block that holds it in global memory.
+    const uint64_t entry = team.scratch.sorted[threadIdx.x];
     p.top_logprobs[int64_t{row.result} * kMaxSampleTops + threadIdx.x] = {
-        token, isnan(logit) ? kMinusInfinity : static_cast<float>(logit - normalizer)};
+        static_cast<int>(static_cast<uint32_t>(entry)),
+        static_cast<float>(LogitOrder::logit(static_cast<uint32_t>(entry >> 32)) - normalizer)};
   }
   clear_histogram(team.scratch);
   clear_list(team);
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
     if constexpr (!kInShared) team.meet();
     return;
   }
-  if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak, logits);
+  if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak);
 
   const bool has_penalties =
       row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f;

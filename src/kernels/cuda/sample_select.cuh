@@ -59,12 +59,16 @@ __device__ inline uint32_t ordered_bits(float x) {
   const uint32_t bits = __float_as_uint(x);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+__device__ inline float from_ordered_bits(uint32_t bits) {
+  return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
 struct LogitOrder {
   static constexpr int kBits = 32;
 
   float max;
 
   __device__ static uint32_t key(float logit) { return ~ordered_bits(logit); }
+  __device__ static float logit(uint32_t key) { return from_ordered_bits(~key); }
   __device__ static uint64_t mass(uint32_t) { return 0; }
   __device__ static float span() { return 64.0f; }
 };

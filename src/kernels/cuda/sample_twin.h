@@ -42,6 +42,7 @@ class SampleTwin {
       if (a.is_banned) logit = -kInfinity;
     }
     best_ = argmax(logits_);
+    if (row_.num_logprobs >= 0 && argmax(raw_) >= 0) normalizer_ = log_sum_exp(raw_, raw_[argmax(raw_)]);
   }
 
   // -1: there is none to choose.
@@ -69,7 +70,7 @@ class SampleTwin {
 
   // Of the logits as they came.
   double logprob(int32_t token) const {
-    return std::isnan(raw_[token]) ? -double{kInfinity} : raw_[token] - normalizer();
+    return std::isnan(raw_[token]) ? -double{kInfinity} : raw_[token] - normalizer_;
   }
   std::vector<int32_t> top() const {
     std::vector<int32_t> order(raw_.size());
@@ -105,11 +106,10 @@ class SampleTwin {
   }
   double uniform() const { return philox_uniform(row_.seed, row_.draw); }
   double weight(int32_t i) const { return std::exp(double{logits_[i] - logits_[best_]} / row_.temperature); }
-  double normalizer() const {
-    const float largest = raw_[argmax(raw_)];
+  static double log_sum_exp(const std::vector<float>& logits, double largest) {
     double sum = 0;
-    for (const float logit : raw_) {
-      if (logit > -kInfinity) sum += std::exp(double{logit} - largest);
+    for (const float logit : logits) {
+      if (logit > -kInfinity) sum += std::exp(logit - largest);
     }
     return largest + std::log(sum);
   }
@@ -157,6 +157,7 @@ class SampleTwin {
   const std::vector<float> raw_;
   std::vector<float> logits_;  // adjusted
   int32_t best_ = -1;
+  double normalizer_ = 0;
 };
 
 }  // namespace onepass
