@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "base/check.h"
-#include "engine/philox.h"
+#include "kernels/philox.h"
 
 namespace onepass {
 namespace {

@@ -10,7 +10,7 @@ namespace onepass {
 struct LogitAdjustment {
   int32_t token = 0;
   float bias = 0.0f;
-  int32_t count = 0;        // times generated
+  int32_t count = 0;        // times generated, as far as the host knows
   uint8_t is_repeated = 0;  // in the prompt or generated: the repetition penalty acts
   uint8_t is_banned = 0;
 };

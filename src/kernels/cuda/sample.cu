@@ -1,0 +1,252 @@
+// A cluster of thread blocks for each row, a slice of its logits in each block's shared memory: the logits are read
+// once, and what the blocks tell each other goes through distributed shared memory.
+#include "kernels/cuda/sample.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/sample_cluster.cuh"
+#include "kernels/cuda/sample_draw.cuh"
+#include "kernels/cuda/sample_list.cuh"
+#include "kernels/cuda/sample_select.cuh"
+#include "kernels/cuda/sample_slice.cuh"
+#include "kernels/philox.h"
+
+namespace onepass {
+namespace sampling {
+namespace {
+
+struct Peak {
+  float max;    // the largest logit
+  int token;    // of the smallest id that has it; -1: no logit is a number above -inf
+  float own;    // the largest of this thread's, or -inf
+  float least;  // the smallest `own` above -inf
+};
+
+template <bool kInShared>
+__device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
+  float own = kMinusInfinity;
+  int token = -1;
+  slice.for_each([&](float logit, int i) {
+    if (logit > own) own = logit, token = i;
+  });
+  ulonglong2 mine{0, ~0ull};
+  if (token >= 0) {
+    mine = {uint64_t{ordered_bits(own)} << 32 | ~static_cast<uint32_t>(token), uint64_t{ordered_bits(own)}};
+  }
+  const ulonglong2 all = team.reduce(mine, {0, ~0ull}, [](ulonglong2 a, ulonglong2 b) {
+    return ulonglong2{a.x > b.x ? a.x : b.x, a.y < b.y ? a.y : b.y};
+  });
+  if (all.x == 0) return {kMinusInfinity, -1, own, kMinusInfinity};
+  return {from_ordered_bits(static_cast<uint32_t>(all.x >> 32)), static_cast<int>(~static_cast<uint32_t>(all.x)), own,
+          from_ordered_bits(static_cast<uint32_t>(all.y))};
+}
+
+// As the host rounds it: no fused multiply-add.
+__device__ float adjust(const SampleRow& row, LogitAdjustment a, bool is_last, float logit) {
+  if (is_last) ++a.count, a.is_repeated = 1;
+  logit = __fadd_rn(logit, a.bias);
+  if (a.is_repeated && row.repetition_penalty != 1.0f) {
+    logit = logit > 0 ? __fdiv_rn(logit, row.repetition_penalty) : __fmul_rn(logit, row.repetition_penalty);
+  }
+  if (a.count > 0) {
+    const float penalty = __fmul_rn(row.frequency_penalty, static_cast<float>(a.count));
+    logit = __fsub_rn(logit, __fadd_rn(row.presence_penalty, penalty));
+  }
+  return a.is_banned ? kMinusInfinity : logit;
+}
+// The logit that became `adjusted`, but for rounding.
+__device__ double undo(const SampleRow& row, LogitAdjustment a, bool is_last, double adjusted) {
+  if (is_last) ++a.count, a.is_repeated = 1;
+  if (a.count > 0) {
+    const float penalty = __fmul_rn(row.frequency_penalty, static_cast<float>(a.count));
+    adjusted += __fadd_rn(row.presence_penalty, penalty);
+  }
+  if (a.is_repeated) adjusted *= adjusted > 0 ? row.repetition_penalty : 1.0 / row.repetition_penalty;
+  return adjusted - a.bias;
+}
+
+// f(adjustment, whether it is of the last token) in one thread of the block for each token of the row that has one.
+template <typename F>
+__device__ void for_each_adjustment(const Team& team, const CudaSampleParams& p, const SampleRow& row, int last_token,
+                                    const F& f) {
+  Scratch& s = team.scratch;
+  if (threadIdx.x == 0) s.last_is_listed = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < row.num_adjustments; i += kThreads) {
+    const LogitAdjustment a = row.adjustments[i];
+    if (a.token == last_token) s.last_is_listed = 1;
+    f(a, a.token == last_token);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && last_token >= 0 && !s.last_is_listed) f(LogitAdjustment{.token = last_token}, true);
+  __syncthreads();
+}
+
+// Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
+template <bool kInShared>
+__device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p,
+                                     const SampleRow& row, const Peak& peak) {
+  float mine = 0.0f;
+  slice.for_each([&](float logit, int) {
+    if (logit > kMinusInfinity) mine += exp2f((logit - peak.max) * 1.44269504f);
+  });
+  const int wanted = min(row.num_logprobs, p.vocab_size);
+  const LogitOrder order{peak.max};
+  const LogitBins bins(order, peak.least);
+  if (wanted > 0) count_own<false>(team, order, bins, peak.own);
+  const double normalizer = peak.max + log(team.sum(static_cast<double>(mine)));
+  if (wanted <= 0) return normalizer;
+
+  const Target target{true, static_cast<uint64_t>(wanted) - 1};
+  list_bins(team, slice, order, bins, last_bin_needed(team, target));
+  if (merge_lists(team) < 0) {
+    const Selection last = select<false>(team, slice, order, target);
+    clear_list(team);
+    slice.for_each([&](float logit, int token) {
+      if (order.key(logit) < last.key) add_to_list(team, order.key(logit), token);
+    });
+    for_each_of_key(team, slice, order, last.key, [&](uint32_t rank, int token) {
+      if (rank <= last.rank) add_to_list(team, last.key, token);
+    });
+    merge_lists(team);
+  }
+  if (team.is_first_block() && threadIdx.x < wanted) {
+    // The logit itself may be adjusted already by another block that holds it in global memory.
+    const uint64_t entry = team.scratch.sorted[threadIdx.x];
+    p.top_logprobs[int64_t{row.result} * kMaxSampleTops + threadIdx.x] = {
+        static_cast<int>(static_cast<uint32_t>(entry)),
+        static_cast<float>(LogitOrder::logit(static_cast<uint32_t>(entry >> 32)) - normalizer)};
+  }
+  clear_histogram(team.scratch);
+  clear_list(team);
+  return normalizer;
+}
+
+template <bool kInShared>
+__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ CudaSampleParams p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Scratch& s = *reinterpret_cast<Scratch*>(memory);
+  Team team{s};
+  if (team.blocks > 1) cluster_arrive();
+  let_next_kernel_start();
+  clear_histogram(s);
+  if (threadIdx.x == 0) s.list_count = 0;
+  const int row_index = blockIdx.x / team.blocks;
+  float* const logits = p.logits + row_index * p.row_stride;
+  const Slice<kInShared> slice(team, logits, p.vocab_size, p.row_stride,
+                               reinterpret_cast<float*>(memory + sizeof(Scratch)));
+  wait_for_earlier_kernels();
+  slice.start_load(logits);
+  const SampleRow* const from = p.rows + row_index;
+  const int slot = from->slot;
+  if (threadIdx.x < sizeof(SampleRow) / 4) {
+    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  }
+  slice.finish_load();
+  if (team.blocks > 1) cluster_wait();  // all blocks run, so their memory can be written
+  if (slot < 0) return;
+
+  Peak peak = find_peak(team, slice);
+  const SampleRow& row = s.row;  // since all have met
+  const bool has_logprobs = row.num_logprobs >= 0;
+  double normalizer = 0.0;
+  const auto take = [&](int token) {
+    p.tokens[slot] = token < 0 ? 0 : token;
+    SampledRow result{token};
+    if (token >= 0 && has_logprobs) result.logprob = static_cast<float>(logits[token] - normalizer);
+    p.results[row.result] = result;
+    if constexpr (!kInShared) {
+      for (int rank = 0; rank < team.blocks; ++rank) *in_block(&s.token, rank) = token;
+    }
+  };
+  const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
+  if (peak.token < 0) {
+    if (is_first_thread) take(-1);
+    if constexpr (!kInShared) team.meet();
+    return;
+  }
+  if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak);
+
+  const bool has_penalties =
+      row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f;
+  const bool is_adjusted = row.num_adjustments > 0 || (row.counts_last_token && has_penalties);
+  int last_token = -1;
+  if (is_adjusted) {
+    if (row.counts_last_token) last_token = p.tokens[slot];
+    for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
+      if (slice.holds(a.token)) slice.at(a.token) = adjust(row, a, is_last, slice.at(a.token));
+    });
+    peak = find_peak(team, slice);
+  }
+  const bool is_good = peak.token >= 0 && isfinite(peak.max);
+  if (!is_good || row.temperature == 0.0f) {
+    if (is_first_thread) take(is_good ? peak.token : -1);
+  } else {
+    draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
+               {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, take);
+  }
+  if constexpr (!kInShared) {
+    team.meet();
+    if (!is_good || !is_adjusted || !has_logprobs) return;
+    // take() found the adjusted logit.
+    for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
+      if (a.token == s.token && slice.holds(a.token)) {
+        p.results[row.result].logprob = static_cast<float>(undo(row, a, is_last, logits[a.token]) - normalizer);
+      }
+    });
+  }
+}
+
+Status check(const CudaSampleParams& p, const SamplePlan& plan) {
+  if (p.vocab_size <= 0) return invalid_argument("sample: vocab_size: expected at least 1, found ", p.vocab_size);
+  if (p.num_rows < 0) return invalid_argument("sample: num_rows: expected at least 0, found ", p.num_rows);
+  if (p.row_stride < p.vocab_size) {
+    return invalid_argument("sample: row_stride: expected at least vocab_size = ", p.vocab_size, ", found ",
+                            p.row_stride);
+  }
+  if (p.num_rows > 0 && (p.logits == nullptr || p.rows == nullptr || p.tokens == nullptr || p.results == nullptr)) {
+    return invalid_argument("sample: logits, rows, tokens and results: expected addresses, found a null one");
+  }
+  if (plan.cluster != 1 && plan.cluster != 2 && plan.cluster != 4 && plan.cluster != 8) {
+    return invalid_argument("sample: plan: cluster: expected 1, 2, 4 or 8, found ", plan.cluster);
+  }
+  return ok_status();
+}
+
+template <bool kInShared>
+Status launch(const CudaSampleParams& p, const SamplePlan& plan, CUstream_st* stream) {
+  const auto kernel = sample_kernel<kInShared>;
+  const auto bytes = static_cast<int>(sample_shared_bytes(p.vocab_size, plan, sizeof(Scratch)));
+  ONEPASS_RETURN_IF_ERROR(
+      cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample"));
+  return launch_early("sample", kernel,
+                      {.grid = dim3(static_cast<unsigned>(p.num_rows * plan.cluster)),
+                       .threads = kThreads,
+                       .shared_bytes = static_cast<size_t>(bytes),
+                       .cluster = plan.cluster},
+                      stream, p);
+}
+
+}  // namespace
+}  // namespace sampling
+
+Status run_sample_cuda(const CudaSampleParams& p, const SamplePlan& plan, CUstream_st* stream) {
+  ONEPASS_RETURN_IF_ERROR(sampling::check(p, plan));
+  if (p.num_rows == 0) return ok_status();
+  return plan.in_shared ? sampling::launch<true>(p, plan, stream) : sampling::launch<false>(p, plan, stream);
+}
+
+Status run_sample_cuda(const CudaSampleParams& p, CUstream_st* stream) {
+  int device = 0, major = 0, shared_limit = 0;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "sample"));
+  ONEPASS_RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "sample"));
+  ONEPASS_RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "sample"));
+  const int max_cluster = major >= 9 ? kSampleMaxCluster : 1;
+  return run_sample_cuda(
+      p, plan_sample(std::max(1, p.vocab_size), max_cluster, sizeof(sampling::Scratch), shared_limit), stream);
+}
+
+}  // namespace onepass

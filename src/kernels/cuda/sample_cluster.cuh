@@ -1,0 +1,166 @@
+// What the thread blocks of one row tell each other: reductions, and the memory that they do it in.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cuda/sample.h"
+#include "kernels/cuda/sample_plan.h"
+
+namespace onepass::sampling {
+
+constexpr int kThreads = kSampleThreads;
+constexpr int kWarps = kThreads / 32;
+constexpr int kSlots = kSampleMaxCluster * kWarps;  // warps of a row
+constexpr int kBins = 1024;
+constexpr int kListCapacity = 1024;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kMaxFloat = std::numeric_limits<float>::max();
+static_assert(kBins == 2 * kThreads && kListCapacity == 2 * kThreads && kSlots == 128);
+
+// How many tokens, and their weights' sum in units of 2^-40: integers, whose sum does not depend on the order.
+struct Tally {
+  uint32_t count = 0;
+  uint64_t mass = 0;
+
+  __device__ Tally operator+(const Tally& other) const { return {count + other.count, mass + other.mass}; }
+};
+
+// The bin where a running tally passes a target.
+struct Crossing {
+  int bin;       // -1: nowhere
+  Tally before;  // of all bins before it; of all bins when there is none
+};
+
+// A block's own memory beside its slice of the logits.
+struct alignas(16) Scratch {
+  uint32_t counts[kBins], mass_low[kBins], mass_high[kBins];
+  uint64_t list[kListCapacity];    // key << 32 | token
+  uint64_t sorted[kListCapacity];  // of the first block: the lists of all, in order
+  ulonglong2 slots[2][kSlots];     // what each of the row's warps says, in the order of their tokens
+  Tally warp_tallies[kWarps];
+  Crossing crossing;
+  uint64_t found[3];  // of the first block, while it draws from its list
+  SampleRow row;
+  uint32_t list_count;
+  int last_is_listed;
+  int token;  // that was chosen, where logits stay in global memory
+};
+
+__device__ inline int cluster_size() {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<int>(__clusterSizeInBlocks());
+#else
+  return 1;
+#endif
+}
+__device__ inline int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<int>(__clusterRelativeBlockRank());
+#else
+  return 0;
+#endif
+}
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_wait();
+#endif
+}
+// `mine` is in shared memory; the same place of block `rank`.
+template <typename T>
+__device__ inline T* in_block(T* mine, int rank) {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<T*>(__cluster_map_shared_rank(mine, rank));
+#else
+  return mine;
+#endif
+}
+
+// This thread's place among the row's.
+struct Team {
+  Scratch& scratch;
+  int blocks = cluster_size();
+  int rank = cluster_rank();
+  int warp = threadIdx.x / 32;
+  int lane = threadIdx.x % 32;
+  int turn = 0;  // of Scratch::slots: what was said last may still be read while the next is written
+
+  __device__ bool is_first_block() const { return rank == 0; }
+
+  // All threads of the row meet; what any of them wrote is seen by all.
+  __device__ void meet() const {
+    if (blocks == 1) {
+      __syncthreads();
+    } else {
+      cluster_arrive();
+      cluster_wait();
+    }
+  }
+
+  // Meets, and returns what each warp of the row says (all its lanes the same), in the order of the tokens. Valid until
+  // the next call but one.
+  __device__ const ulonglong2* tell(uint64_t x, uint64_t y = 0) {
+    ulonglong2* slots = scratch.slots[turn];
+    turn ^= 1;
+    if (lane < blocks) *in_block(&slots[rank * kWarps + warp], lane) = {x, y};
+    meet();
+    return slots;
+  }
+
+  // Over the lanes, and over all threads of the row, in an order that is always the same; all of them get the result.
+  // `combine` takes and gives pairs of words, is associative, and `neutral` changes nothing.
+  template <typename Combine>
+  __device__ static ulonglong2 reduce_warp(ulonglong2 value, const Combine& combine) {
+    for (int step = 16; step > 0; step /= 2) {
+      const ulonglong2 other{__shfl_xor_sync(~0u, value.x, step), __shfl_xor_sync(~0u, value.y, step)};
+      value = combine(value, other);
+    }
+    return value;
+  }
+  template <typename Combine>
+  __device__ ulonglong2 reduce(ulonglong2 value, ulonglong2 neutral, const Combine& combine) {
+    value = reduce_warp(value, combine);
+    const ulonglong2* slots = tell(value.x, value.y);
+    value = neutral;
+    for (int i = lane; i < blocks * kWarps; i += 32) value = combine(value, slots[i]);
+    return reduce_warp(value, combine);
+  }
+  __device__ uint64_t sum(uint64_t value) {
+    return reduce({value, 0}, {0, 0}, [](ulonglong2 a, ulonglong2 b) { return ulonglong2{a.x + b.x, 0}; }).x;
+  }
+  __device__ double sum(double value) {
+    const auto bits = [](double x) { return static_cast<unsigned long long>(__double_as_longlong(x)); };
+    const auto number = [](unsigned long long x) { return __longlong_as_double(static_cast<long long>(x)); };
+    return number(reduce({bits(value), 0}, {0, 0}, [&](ulonglong2 a, ulonglong2 b) {
+                    return ulonglong2{bits(number(a.x) + number(b.x)), 0};
+                  }).x);
+  }
+
+  // Of the block alone: the sum of the threads before this one; `total` of all.
+  __device__ Tally scan(Tally mine, Tally* total) const {
+    Tally upto = mine;
+    for (int step = 1; step < 32; step *= 2) {
+      const Tally left{__shfl_up_sync(~0u, upto.count, step), __shfl_up_sync(~0u, upto.mass, step)};
+      if (lane >= step) upto = upto + left;
+    }
+    if (lane == 31) scratch.warp_tallies[warp] = upto;
+    __syncthreads();
+    Tally before, all;
+    for (int i = 0; i < kWarps; ++i) {
+      if (i == warp) before = all;
+      all = all + scratch.warp_tallies[i];
+    }
+    __syncthreads();  // before anyone writes the next scan's
+    *total = all;
+    return {before.count + upto.count - mine.count, before.mass + upto.mass - mine.mass};
+  }
+};
+
+}  // namespace onepass::sampling

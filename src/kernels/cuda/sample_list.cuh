@@ -1,0 +1,119 @@
+// The short way to the likeliest tokens: where a few hundred of them decide, they are listed and sorted.
+//
+// How far down the list must go is bounded by what each thread knows anyway, its largest logit: if the n-th largest of
+// those is t, at least n tokens are t or more. With thousands of threads few others are, so a histogram of one number a
+// thread gives a list little longer than n; the same holds for the mass. A bound that is too weak makes the list too
+// long for its memory, and the caller selects instead.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/sample_cluster.cuh"
+#include "kernels/cuda/sample_select.cuh"
+#include "kernels/cuda/sample_slice.cuh"
+
+namespace onepass::sampling {
+
+// Bins of the same width in logits from the largest down to the smallest of the threads' largest, or to where tokens
+// stop to matter. The last one holds the rest.
+struct LogitBins {
+  static constexpr int kCount = 256;
+
+  float max, scale;
+
+  template <typename Order>
+  __device__ LogitBins(const Order& order, float least)
+      : max(order.max), scale((kCount - 1) / fmaxf(fminf(order.max - least, order.span()), 1e-30f)) {}
+
+  __device__ int bin(float logit) const { return static_cast<int>(fminf((max - logit) * scale, kCount - 1)); }
+};
+
+// Counts this thread's largest logit; all threads of the row must meet before likeliest_bins(). The histogram is clear.
+template <bool kByMass, typename Order>
+__device__ void count_own(const Team& team, const Order& order, const LogitBins& bins, float own) {
+  const uint32_t key = order.key(own);
+  const int bin = bins.bin(own);
+  if (key != kNoKey && bin < LogitBins::kCount - 1) {
+    add_to_histogram<kByMass>(team.scratch, bin, Order::mass(key));
+  }
+}
+// The tokens of bins 0 to this one pass the target, or it is the last bin.
+__device__ inline int last_bin_needed(const Team& team, Target target) {
+  const int bin = find_crossing(team, LogitBins::kCount, {}, target).bin;
+  return bin < 0 ? LogitBins::kCount - 1 : bin;
+}
+
+__device__ inline void clear_list(const Team& team) {
+  if (threadIdx.x == 0) team.scratch.list_count = 0;
+  __syncthreads();
+}
+__device__ inline void add_to_list(const Team& team, uint32_t key, int token) {
+  const uint32_t at = atomicAdd(&team.scratch.list_count, 1u);
+  if (at < kListCapacity) team.scratch.list[at] = uint64_t{key} << 32 | static_cast<uint32_t>(token);
+}
+template <typename Order, bool kInShared>
+__device__ void list_bins(const Team& team, const Slice<kInShared>& slice, const Order& order, const LogitBins& bins,
+                          int last_bin) {
+  slice.for_each([&](float logit, int token) {
+    if (bins.bin(logit) > last_bin || token >= slice.first_token + slice.count) return;
+    const uint32_t key = order.key(logit);
+    if (key != kNoKey) add_to_list(team, key, token);
+  });
+}
+
+// By the first block alone: `sorted`, of which `count` are there, in ascending order.
+__device__ inline void sort_list(Scratch& s, int count) {
+  int size = 64;
+  while (size < count) size *= 2;
+  for (int i = count + threadIdx.x; i < size; i += kThreads) s.sorted[i] = ~uint64_t{0};
+  __syncthreads();
+  // A bitonic network. A warp's pairs of a distance up to 32 lie in 64 numbers that are its own.
+  bool is_mine = false;
+  for (int width = 2; width <= size; width *= 2) {
+    for (int distance = width / 2; distance > 0; distance /= 2) {
+      if (distance > 32 || !is_mine) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
+      is_mine = distance <= 32;
+      const int pair = threadIdx.x;
+      if (pair < size / 2) {
+        const int low = 2 * pair - (pair & (distance - 1)), high = low + distance;
+        const uint64_t a = s.sorted[low], b = s.sorted[high];
+        if ((a > b) == ((low & width) == 0)) s.sorted[low] = b, s.sorted[high] = a;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Brings the blocks' lists to the first one. The number of entries, or -1 when they are too many; the first block has
+// them sorted. All threads of the row call it, and may write lists again behind it.
+__device__ inline int merge_lists(const Team& team) {
+  Scratch& s = team.scratch;
+  team.meet();
+  int counts[kSampleMaxCluster], total = 0;
+#pragma unroll
+  for (int rank = 0; rank < kSampleMaxCluster; ++rank) {
+    counts[rank] = rank < team.blocks ? static_cast<int>(in_block(&s, rank)->list_count) : 0;
+    total += counts[rank];
+  }
+  const bool fits = total <= kListCapacity;
+  if (fits && team.is_first_block()) {
+    int at = 0;
+#pragma unroll
+    for (int rank = 0; rank < kSampleMaxCluster; ++rank) {
+      const uint64_t* from = in_block(&s, rank < team.blocks ? rank : 0)->list;
+      for (int i = threadIdx.x; i < counts[rank]; i += kThreads) s.sorted[at + i] = from[i];
+      at += counts[rank];
+    }
+  }
+  team.meet();
+  if (fits && team.is_first_block()) sort_list(s, total);
+  return fits ? total : -1;
+}
+
+}  // namespace onepass::sampling
