@@ -209,6 +209,7 @@ Status ModelRunner::queue(const Batch& batch, std::span<const SampleWork> work) 
   }
   Status queued = [&]() -> Status {
     ONEPASS_ASSIGN_OR_RETURN(const StepInput input, set_inputs(size ? padded_ : batch, work));
+    ONEPASS_RETURN_IF_ERROR(clock_.start(cuda_stream_));
     return size ? graphs_.launch(*size, cuda_stream_) : queue_step(input);
   }();
   if (!queued.ok()) {
@@ -226,7 +227,6 @@ StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
 
 Status ModelRunner::launch(const Batch& batch, std::span<const SampleWork> work) {
   ONEPASS_CHECK_EQ(work.size(), batch.output_rows.size());
-  ONEPASS_RETURN_IF_ERROR(clock_.start(cuda_stream_));
   ONEPASS_RETURN_IF_ERROR(queue(batch, work));
   ONEPASS_RETURN_IF_ERROR(clock_.stop(cuda_stream_));
   in_flight_.push_back(!work.empty());

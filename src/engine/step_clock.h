@@ -13,8 +13,8 @@ namespace onepass {
 struct StepTimes {
   int64_t steps = 0;
   double busy_seconds = 0.0;
-  // Between steps of which the later one was started while the earlier one was in flight: what the host costs a device
-  // that has work. 0 on the CPU, which computes a step while it is started.
+  // Between steps of which the later one was started while the earlier one was in flight, the copy of its inputs
+  // included: what the host costs a device that has work. 0 on the CPU, which computes a step while it is started.
   double idle_seconds = 0.0;
   int64_t idle_steps = 0;  // before which that was more than kIdleSeconds
 
@@ -29,7 +29,7 @@ class StepClock {
 
   static constexpr int kMostInFlight = 2;
 
-  // Before and after a step's work is put on `stream` (or done, on the CPU). A start without a stop is forgotten with
+  // Before and after a step's work, once its inputs are on their way, is put on `stream` (or done, on the CPU). A start without a stop is forgotten with
   // the next start.
   Status start(const CudaStream& stream);
   Status stop(const CudaStream& stream);
