@@ -8,6 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/source_dir.h"
 #include "base/thread_pool.h"
 #include "models/decoder_weights.h"
 
@@ -108,7 +109,7 @@ TEST_F(WeightSourceTest, RandomWeightsFitTheMachine) {
 
 // A golden model with one tensor more than its config accounts for.
 TEST_F(WeightSourceTest, DecoderRefusesTensorsThatItWouldIgnore) {
-  const std::string golden = std::string(ONEPASS_SOURCE_DIR) + "/tests/golden/models/llama-biases";
+  const std::string golden = (source_dir() / "tests/golden/models/llama-biases").string();
   auto config = load_model_config(golden);
   ASSERT_TRUE(config.ok()) << config.status();
   auto source = open_weight_files(golden);
