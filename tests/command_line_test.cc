@@ -255,6 +255,7 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
            {"--device tpu", "device: expected cpu"},
            {"--device cuda:x", "device: expected cpu, cuda or cuda:N, found \"cuda:x\""},
            {"--mem-fraction 1.5", "--mem-fraction: Value 1.5 not in range"},
+           {"--mem-fraction nan", "--mem-fraction: Value nan not in range"},
            {"--attention magic", "attention: expected flash or reference"},
            {"--kv-dtype int3", "dtype"},
            {"--isa mmx", "instruction set"}}) {
@@ -270,7 +271,16 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
            {"perplexity --model /nonexistent --file x --isa mmx", "instruction set"},
            {"inspect --model /nonexistent --kv-dtype int3", "dtype"},
            {"tokenize --model /nonexistent --chat x --var a", "--var: expected NAME=VALUE, found a"},
-           {"ladder --score-deviation nan", "--score-deviation: expected a number, found nan"},
+           {"ladder --score-deviation nan", "--score-deviation: Value nan not in range"},
+           {"ladder --score-deviation inf", "--score-deviation: Value inf not in range"},
+           {"bench attention --device cuda --heads 4 --kv-heads 4 --head-dim 64 --softcap nan",
+            "--softcap: Value nan not in range"},
+           {"bench attention --device cuda --heads 4 --kv-heads 4 --head-dim 64 --softcap inf",
+            "--softcap: Value inf not in range"},
+           {"bench attention --seconds nan", "--seconds: Value nan not in range"},
+           {"bench linear --seconds nan", "--seconds: Value nan not in range"},
+           {"bench throughput --model /nonexistent --random-range-ratio nan",
+            "--random-range-ratio: Value nan not in range"},
            {"ladder --dtype fp8", "--dtype: fp8 not in"},
            {"bench latency --model /nonexistent --attention magic", "attention: expected flash or reference"},
            {"bench attention --device tpu", "device: expected cpu"},
@@ -279,6 +289,30 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
            {"bench attention --heads 4 --kv-heads 3 --head-dim 8", "--kv-heads that divide them"}}) {
     expect_error(arguments, expected, 2);
   }
+}
+
+// An option that the chosen device would ignore is refused, wherever a model is run.
+TEST_F(CliTest, OptionsOfTheOtherDeviceExitWithTwo) {
+  for (const char* command : {"generate --prompt x", "chat", "logits --input-ids 1 --output never",
+                              "perplexity --file never", "bench latency", "bench throughput"}) {
+    for (const auto& [option, device, other] :
+         {std::tuple("--mem-fraction 0.5", "cuda", "cpu"), std::tuple("--mem-fraction 0.9", "cuda", "cpu"),
+          std::tuple("--disable-cuda-graph", "cuda", "cpu"), std::tuple("--plan-file auto", "cuda", "cpu"),
+          std::tuple("--plan-file x", "cuda", "cpu"), std::tuple("--isa auto", "cpu", "cuda:3"),
+          std::tuple("--isa avx2", "cpu", "cuda:0")}) {
+      const std::string name = std::string(option).substr(0, std::string_view(option).find(' '));
+      expect_error(str_cat(command, " --model /nonexistent --device ", other, " ", option),
+                   str_cat(name, ": expected --device ", device, ", found ", other), 2);
+    }
+  }
+  // Of those that serve many requests.
+  expect_error("bench throughput --model /nonexistent --device cuda --kv-memory-fraction 0.5",
+               "--kv-memory-fraction: expected --device cpu, found cuda:0", 2);
+  expect_error("generate --model /nonexistent --prompts x --device cuda --kv-memory-fraction 0.5",
+               "--kv-memory-fraction: expected --device cpu, found cuda:0", 2);
+  // Without --device it is the CPU.
+  expect_error("generate --model /nonexistent --prompt x --mem-fraction 0.5",
+               "--mem-fraction: expected --device cuda, found cpu", 2);
 }
 
 // Whether there are GPUs or not, there is no hundredth.

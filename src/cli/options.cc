@@ -10,6 +10,15 @@ namespace onepass {
 
 namespace {
 
+// What means nothing on the other device.
+constexpr std::pair<const char*, DeviceKind> kOptionsOfOneDevice[] = {
+    {"--isa", DeviceKind::kCpu},
+    {"--kv-memory-fraction", DeviceKind::kCpu},
+    {"--mem-fraction", DeviceKind::kCuda},
+    {"--plan-file", DeviceKind::kCuda},
+    {"--disable-cuda-graph", DeviceKind::kCuda},
+};
+
 // Empty where there is no home.
 std::string default_plan_file() {
   const char* const cache = std::getenv("XDG_CACHE_HOME");
@@ -20,7 +29,7 @@ std::string default_plan_file() {
 
 }  // namespace
 
-CLI::Validator fraction_range(double least, double most) {
+CLI::Validator number_range(double least, double most) {
   const std::string name = str_cat("FLOAT in [", least, " - ", most, "]");
   return CLI::Validator(
       [least, most](const std::string& text) -> std::string {
@@ -59,6 +68,7 @@ CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<i
 }
 
 void EngineOptions::add_to(CLI::App& app) {
+  app_ = &app;
   app.add_option("--model", model_dir_, "Hugging Face model folder")->required();
   app.add_option("--device", device_, "where to run: cpu, cuda, or cuda:N for the N-th GPU")->capture_default_str();
   app.add_option("--attention", attention_, "attention backend: flash, or reference (slow, float64)")
@@ -84,7 +94,7 @@ void EngineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--mem-fraction", mem_fraction_,
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
-      ->check(fraction_range(0.01, 1.0))
+      ->check(number_range(0.01, 1.0))
       ->capture_default_str();
   app.add_option(
          "--plan-file", plan_file_,
@@ -93,6 +103,18 @@ void EngineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
                "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");
+}
+
+void EngineOptions::check() const {
+  const StatusOr<ModelRunnerOptions> options = runner_options();
+  refuse_usage(options.status());
+  for (const auto& [name, device] : kOptionsOfOneDevice) {
+    const CLI::Option* const option = app_->get_option_no_throw(name);
+    if (option != nullptr && option->count() > 0 && device != options->device.kind) {
+      refuse_usage(
+          invalid_argument(name, ": expected --device ", to_string(device), ", found ", to_string(options->device)));
+    }
+  }
 }
 
 StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
