@@ -146,5 +146,48 @@ TEST_P(GoldenModelOnGpu, IsTheSameBitForBitWhenDeterministic) {
   }
 }
 
+// What one model is enough for.
+class OneModelOnGpu : public GoldenModelOnGpu {};
+INSTANTIATE_TEST_SUITE_P(Models, OneModelOnGpu, testing::Values("llama-bf16"), golden_test_name);
+
+// Kernels that convert are the plain one alone: it is never taken unasked.
+TEST_P(OneModelOnGpu, AnotherDtypeOfTheCacheIsRefused) {
+  for (const DType dtype : {DType::kF16, DType::kF32}) {
+    ModelRunnerOptions mixed = gpu_options();
+    mixed.kv_dtype = dtype;
+    EXPECT_EQ(
+        Engine::create(mixed).status().message(),
+        str_cat("KV cache: dtype: expected bfloat16, in which this model runs on a GPU (or --attention reference), "
+                "found ",
+                to_string(dtype)));
+    mixed.attention = AttentionKind::kReference;
+    EXPECT_LE(largest_difference(logits(*make(mixed), {1 << 20}), expected_), noise());
+  }
+  ModelRunnerOptions same = gpu_options();
+  same.kv_dtype = DType::kBF16;
+  EXPECT_LE(largest_difference(logits(*make(same), {1 << 20}), expected_), noise());
+}
+
+// A model of 64 times the largest GPU's memory is refused at once, by numbers.
+TEST_P(OneModelOnGpu, AModelThatDoesNotFitIsRefusedBeforeItIsLoaded) {
+  const std::string folder = testing::TempDir() + "onepass_huge_model";
+  std::filesystem::create_directories(folder);
+  nlohmann::json config = nlohmann::json::parse(std::ifstream(dir_ + "/config.json"));
+  config["num_hidden_layers"] = 1000;
+  config["hidden_size"] = config["intermediate_size"] = 1 << 16;
+  std::ofstream(folder + "/config.json") << config.dump();
+  ModelRunnerOptions huge = gpu_options();
+  huge.model_dir = folder;
+  huge.dummy_weights = true;
+  int loaded = 0;
+  huge.on_load_progress = [&](int, int) { ++loaded; };
+  const Status status = Engine::create(huge).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_EQ(status.message().substr(0, 26), "weights: expected at most ") << status;
+  EXPECT_NE(status.message().find(" of the memory of cuda:0 ("), std::string::npos) << status;
+  EXPECT_EQ(loaded, 0);
+  std::filesystem::remove_all(folder);
+}
+
 }  // namespace
 }  // namespace onepass

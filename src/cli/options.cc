@@ -1,10 +1,15 @@
 #include "cli/options.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <climits>
 #include <cstdlib>
+#include <memory>
 #include <random>
+
+#include "cli/load_progress.h"
 
 namespace onepass {
 
@@ -125,6 +130,13 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   ONEPASS_ASSIGN_OR_RETURN(options.isa, parse_cpu_isa(isa_));
   if (kv_dtype_ != "auto") {
     ONEPASS_ASSIGN_OR_RETURN(options.kv_dtype, parse_float_dtype(kv_dtype_));
+  }
+  // Progress is for people who wait.
+  const CLI::Option* const quiet = app_ == nullptr ? nullptr : app_->get_option_no_throw("--quiet");
+  if (::isatty(STDERR_FILENO) == 1 && (quiet == nullptr || quiet->count() == 0)) {
+    options.on_load_progress = [progress = std::make_shared<LoadProgress>(stderr)](int done, int total) {
+      progress->show(done, total);
+    };
   }
   options.deterministic = deterministic_;
   options.page_size = page_size_;
