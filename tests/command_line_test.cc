@@ -14,6 +14,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Those that run a model; --model and --device are still to come.
+std::vector<std::string> model_commands() {
+  return {"generate --prompt x",
+          "chat",
+          "logits --input-ids 1 --output never",
+          "perplexity --file " + (source_dir() / "LICENSE").string(),
+          "bench latency",
+          "bench throughput"};
+}
+
 class CliTest : public CommandLineTest {
  protected:
   // Fails with status 1, nothing on stdout, and one line on stderr that begins with the program's name and holds
@@ -293,8 +303,7 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
 
 // An option that the chosen device would ignore is refused, wherever a model is run.
 TEST_F(CliTest, OptionsOfTheOtherDeviceExitWithTwo) {
-  for (const char* command : {"generate --prompt x", "chat", "logits --input-ids 1 --output never",
-                              "perplexity --file never", "bench latency", "bench throughput"}) {
+  for (const std::string& command : model_commands()) {
     for (const auto& [option, device, other] :
          {std::tuple("--mem-fraction 0.5", "cuda", "cpu"), std::tuple("--mem-fraction 0.9", "cuda", "cpu"),
           std::tuple("--disable-cuda-graph", "cuda", "cpu"), std::tuple("--plan-file auto", "cuda", "cpu"),
@@ -319,10 +328,39 @@ TEST_F(CliTest, OptionsOfTheOtherDeviceExitWithTwo) {
 TEST_F(CliTest, AGpuThatIsNotThereExitsWithOne) {
   const StatusOr<int> count = count_gpus();
   const std::string expected = count.ok() ? "GPU 99: expected 0 to " : std::string(count.status().message());
-  for (const char* command : {"generate --prompt x", "logits --input-ids 1 --output never", "bench latency"}) {
+  for (const std::string& command : model_commands()) {
     expect_error(str_cat(command, " --model ", model_, " --device cuda:99"), expected, 1);
   }
 }
+
+TEST_F(CliTest, WithoutAGpuEveryCommandThatNeedsOneExitsWithOne) {
+  const StatusOr<int> count = count_gpus();
+  if (count.ok()) GTEST_SKIP() << "there is a GPU";
+  const std::string expected(count.status().message());
+  for (const std::string& command : model_commands()) {
+    expect_error(str_cat(command, " --model ", model_, " --device cuda"), expected, 1);
+  }
+  if (query_cuda().compiled) {
+    expect_error("bench attention --device cuda", expected, 1);
+    expect_error("bench linear --device cuda", expected, 1);
+  }
+}
+
+#ifdef ONEPASS_OLD_DRIVER
+TEST_F(CliTest, ADriverThatIsTooOldExitsWithOne) {
+  const int needed = query_cuda().runtime_version;
+  const std::string expected = str_cat("NVIDIA driver: expected one for CUDA ", needed / 1000, ".", needed % 1000 / 10,
+                                       ", found one for CUDA 12.4");
+  ASSERT_EQ(::setenv("LD_LIBRARY_PATH", ONEPASS_OLD_DRIVER, 1), 0);
+  for (const std::string& command : model_commands()) {
+    expect_error(str_cat(command, " --model ", model_, " --device cuda"), "device cuda:0: " + expected, 1);
+  }
+  const CommandResult devices = run("devices");
+  ::unsetenv("LD_LIBRARY_PATH");
+  EXPECT_EQ(devices.exit_status, 0);
+  EXPECT_NE(devices.out.find("none: " + expected + "\n"), std::string::npos) << devices.out;
+}
+#endif
 
 // An id that is missing from a list is not passed over.
 TEST_F(CliTest, ListsOfTokenIdsHaveNoGaps) {

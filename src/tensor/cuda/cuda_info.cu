@@ -59,6 +59,12 @@ StatusOr<int> count_gpus() {
   if (driver_version != 0 && error == cudaSuccess && count > 0) return count;
   cudaGetLastError();  // the error is told; later calls must not find it
   if (driver_version == 0) return not_found("no NVIDIA driver");
+  if (error == cudaErrorInsufficientDriver) {
+    int runtime_version = 0;
+    cudaRuntimeGetVersion(&runtime_version);
+    return not_found("NVIDIA driver: expected one for CUDA ", runtime_version / 1000, ".", runtime_version % 1000 / 10,
+                     ", found one for CUDA ", driver_version / 1000, ".", driver_version % 1000 / 10);
+  }
   return not_found(error != cudaSuccess ? cudaGetErrorString(error) : "no NVIDIA GPU");
 }
 
