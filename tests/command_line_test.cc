@@ -1,6 +1,7 @@
 // The program as a user meets it: exit status, stdout, and one line of error that names the thing.
 #include "command_line.h"
 
+#include <pty.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -405,6 +406,36 @@ TEST_F(CliTest, BadRequestsAreOneLine) {
                "bytes available");
   write_file(dir_ / "long", std::string(200000, 'a'));
   expect_error("generate --model " + model_ + " --prompt-file " + (dir_ / "long").string(), "prompt: ");
+}
+
+// Random weights that take a thread a second show how far they are, to a person alone.
+TEST_F(CliTest, LoadingShowsProgressOnATerminal) {
+  const fs::path model = dir_ / "slow";
+  fs::create_directories(model);
+  nlohmann::json config = nlohmann::json::parse(read_file(fs::path(model_) / "config.json"));
+  config["num_hidden_layers"] = 8;
+  config["hidden_size"] = 1024;
+  config["intermediate_size"] = 6000;
+  write_file(model / "config.json", config.dump());
+  const std::string command =
+      "bench latency --dummy-weights --threads 1 --iterations 1 --input-len 1 --output-len 1 --model " + model.string();
+  const CommandResult piped = run(command);
+  EXPECT_EQ(piped.exit_status, 0) << piped.err;
+  EXPECT_EQ(piped.err.find("loading weights"), std::string::npos) << piped.err;
+
+  int controller = -1, terminal = -1;
+  char name[128];
+  ASSERT_EQ(::openpty(&controller, &terminal, name, nullptr, nullptr), 0);
+  EXPECT_EQ(run(command + " 2>" + name).exit_status, 0);
+  std::string shown(8192, '\0');
+  const ssize_t length = ::read(controller, shown.data(), shown.size());
+  shown.resize(std::max<ssize_t>(0, length));
+  ::close(terminal);
+  ::close(controller);
+  const std::string clear = "\r\033[K", line = clear + "[";
+  EXPECT_EQ(shown.rfind(line, 0), 0u) << shown;
+  EXPECT_NE(shown.find("] loading weights, "), std::string::npos) << shown;
+  EXPECT_TRUE(shown.ends_with("%" + clear)) << shown;  // nothing is left of it
 }
 
 TEST_F(CliTest, ATemplatesOwnErrorIsOneLine) {

@@ -89,7 +89,6 @@ class SchedulerStress {
       if (draw(5) == 0) one.request.n = 2 + draw(3);
       if (draw(6) == 0) one.request.cache_salt = "a tenant";
       one.request.priority = draw(3);
-      needed_tokens_ += one.request.n * (std::ssize(prompt) + one.request.sampling.max_new_tokens);
       if (i % 8 == 3) one.cancel_after = i % 3 == 0 ? 0 : 1 + draw(one.request.sampling.max_new_tokens / 2 + 1);
     }
     compute_alone();
@@ -97,7 +96,7 @@ class SchedulerStress {
 
   // All of them at once, against what each answer is alone.
   void run(ModelRunnerOptions runner_options, const SchedulerOptions& scheduling) {
-    runner_options.kv_tokens = std::max<int64_t>(needed_tokens_ / 40, 512);
+    runner_options.kv_tokens = kKvTokens;
     StressAnswers answers(requests_);  // outlives the scheduler, which calls back
     const Served served = start(runner_options, scheduling);
     Scheduler& scheduler = *served.scheduler;
@@ -147,6 +146,9 @@ class SchedulerStress {
   }
 
  private:
+  // Of the KV cache: three or four requests of the longest sort, and a hundredth of what all of them take.
+  static constexpr int64_t kKvTokens = 1024;
+
   struct Served {
     std::unique_ptr<ModelRunner> runner;
     std::unique_ptr<Tokenizer> tokenizer;
@@ -235,7 +237,6 @@ class SchedulerStress {
   Served alone_;
   std::vector<StressRequest> requests_;
   std::vector<std::vector<GenerateResult>> expected_;  // [requests][n]
-  int64_t needed_tokens_ = 0;
 };
 
 }  // namespace onepass
