@@ -74,7 +74,8 @@ class SchedulerStress {
   explicit SchedulerStress(const StressOptions& options) : options_(options) {
     const char* const seed = std::getenv("ONEPASS_TEST_SEED");
     random_.seed(seed != nullptr ? std::strtoul(seed, nullptr, 10) : 12);
-    alone_ = start({.page_size = 64, .max_requests = 1, .max_tokens_per_step = 512}, {.prefix_caching = false});
+    alone_ = start({.page_size = 64, .num_threads = 1, .max_requests = 1, .max_tokens_per_step = 512},
+                   {.prefix_caching = false});
     const std::vector<int32_t> shared[] = {tokens(40), tokens(70), tokens(70)};
     for (int i = 0; i < options_.num_requests; ++i) {
       StressRequest& one = requests_.emplace_back();
@@ -158,7 +159,7 @@ class SchedulerStress {
   Served start(ModelRunnerOptions options, const SchedulerOptions& scheduling) const {
     options.model_dir = (source_dir() / options_.model).string();
     options.device = options_.device;
-    options.num_threads = 2;
+    if (options.num_threads == 0) options.num_threads = 2;
     options.deterministic = true;
     options.plan_file = testing::TempDir() + "onepass_stress_plans";
     Served served;
