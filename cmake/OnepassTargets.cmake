@@ -27,7 +27,7 @@ function(onepass_library NAME)
 endfunction()
 
 # onepass_test(NAME SOURCES ... DEPENDS rooms ...): a GoogleTest binary, one ctest entry per case. The tests find data files
-# under the source tree through the ONEPASS_SOURCE_DIR macro.
+# through base/source_dir.h.
 function(onepass_test NAME)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})

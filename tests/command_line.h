@@ -11,6 +11,8 @@
 #include <sstream>
 #include <string>
 
+#include "base/source_dir.h"
+
 namespace onepass {
 
 struct CommandResult {
@@ -48,9 +50,7 @@ class CommandLineTest : public testing::Test {
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(dir_ / "out"), read_file(dir_ / "err")};
   }
 
-  static std::string bundled_model(const std::string& name) {
-    return (std::filesystem::path(ONEPASS_SOURCE_DIR) / "models" / name).string();
-  }
+  static std::string bundled_model(const std::string& name) { return (source_dir() / "models" / name).string(); }
 
   const std::filesystem::path dir_;
 };

@@ -10,7 +10,7 @@ namespace {
 class DemoModel : public CommandLineTest, public testing::WithParamInterface<std::string> {
  protected:
   DemoModel() {
-    const std::filesystem::path folder = std::filesystem::path(ONEPASS_SOURCE_DIR) / "tests/golden/demo";
+    const std::filesystem::path folder = source_dir() / "tests/golden/demo";
     text_ = (folder / "eval.txt").string();
     golden_ = nlohmann::json::parse(read_file(folder / (GetParam() + ".json")));
   }

@@ -10,6 +10,7 @@
 #include <map>
 #include <sstream>
 
+#include "base/source_dir.h"
 #include "engine/engine.h"
 #include "models/generation_config.h"
 #include "models/safetensors.h"
@@ -31,7 +32,7 @@ class FuzzModels : public testing::Test {
   // Copies a golden model and keeps its files' bytes.
   void use(const std::string& model) {
     fs::remove_all(dir_);
-    fs::copy(fs::path(ONEPASS_SOURCE_DIR) / "tests/golden/models" / model, dir_);
+    fs::copy(source_dir() / "tests/golden/models" / model, dir_);
     files_.clear();
     for (const auto& entry : fs::directory_iterator(dir_)) {
       const std::string name = entry.path().filename().string();

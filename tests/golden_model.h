@@ -14,14 +14,13 @@
 #include <string>
 #include <vector>
 
+#include "base/source_dir.h"
 #include "engine/engine.h"
 #include "models/safetensors.h"
 
 namespace onepass {
 
-inline std::filesystem::path golden_folder() {
-  return std::filesystem::path(ONEPASS_SOURCE_DIR) / "tests/golden/models";
-}
+inline std::filesystem::path golden_folder() { return source_dir() / "tests/golden/models"; }
 
 inline std::vector<std::string> golden_models() {
   std::vector<std::string> names;

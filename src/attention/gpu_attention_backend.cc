@@ -88,6 +88,12 @@ class GpuAttentionBackend final : public AttentionBackend {
 StatusOr<std::unique_ptr<AttentionBackend>> GpuAttentionBackend::create(const AttentionOptions& options, KvPool& pool,
                                                                         const RequestTable& table,
                                                                         const Stream& stream) {
+  // The plain kernel alone converts: far slower, which nobody asks for by naming a dtype.
+  if (options.kind == AttentionKind::kFlash && pool.config().dtype != options.activation_dtype) {
+    return invalid_argument("KV cache: dtype: expected ", to_string(options.activation_dtype),
+                            ", in which this model runs on a GPU (or --attention reference), found ",
+                            to_string(pool.config().dtype));
+  }
   ONEPASS_ASSIGN_OR_RETURN(GpuInfo gpu, query_gpu(stream.device.index));
   std::unique_ptr<GpuAttentionBackend> backend(new GpuAttentionBackend(options, std::move(gpu), pool, table));
   ONEPASS_RETURN_IF_ERROR(backend->allocate(stream.device));

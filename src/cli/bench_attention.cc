@@ -75,7 +75,7 @@ void add_shape_options(CLI::App& command, BenchAttentionOptions& options) {
       ->capture_default_str()
       ->needs(heads);
   command.add_flag("--full", options.full, "not causal (cuda)")->needs(heads);
-  command.add_option("--softcap", options.softcap, "of the scores (cuda)")->check(CLI::Range(0.0f, 1e6f))->needs(heads);
+  command.add_option("--softcap", options.softcap, "of the scores (cuda)")->check(number_range(0.0, 1e6))->needs(heads);
 }
 
 }  // namespace
@@ -99,7 +99,7 @@ void add_bench_attention_command(CLI::App& bench, Action& action) {
       ->capture_default_str();
   add_shape_options(*command, *options);
   command->add_option("--seconds", options->seconds, "time for each shape (default: 1 on cpu, 0.2 on cuda)")
-      ->check(CLI::Range(0.01, 600.0));
+      ->check(number_range(0.01, 600.0));
   command->add_flag("--with-plan", options->with_plan,
                     "cuda: plan before each run; without it one plan serves all, as one serves all layers of a model");
   command->add_flag("--check", options->check, "cuda: compare rows of each result with the naive kernel");

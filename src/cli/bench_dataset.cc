@@ -104,7 +104,7 @@ void BenchDataset::add_to(CLI::App& app) {
   length(kRandom, "--random-output-len", output_, "random: tokens of an answer at most");
   own(app.add_option("--random-range-ratio", range_ratio_, "random: the shortest, as a share of the longest"),
       {kRandom})
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_range(0.0, 1.0));
   number(kSharedPrefix, "--gsp-num-groups", num_groups_, "generated-shared-prefix: different system prompts");
   number(kSharedPrefix, "--gsp-prompts-per-group", prompts_per_group_, "requests of each");
   length(kSharedPrefix, "--gsp-system-prompt-len", system_prompt_, "tokens that a group shares");

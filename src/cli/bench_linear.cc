@@ -76,7 +76,7 @@ void add_bench_linear_command(CLI::App& bench, Action& action) {
   command->add_flag("--all-plans", options->all_plans, "each way to compute it, not only the one that is chosen");
   command->add_flag("--batch-invariant", options->batch_invariant, "the kernel whose rows do not depend on --num-rows");
   command->add_option("--seconds", options->seconds, "time for each measurement")
-      ->check(CLI::Range(0.01, 600.0))
+      ->check(number_range(0.01, 600.0))
       ->capture_default_str();
   command->callback([options, &action] {
     refuse_usage(check(*options));

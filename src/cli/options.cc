@@ -1,14 +1,28 @@
 #include "cli/options.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <climits>
 #include <cstdlib>
+#include <memory>
 #include <random>
+
+#include "cli/load_progress.h"
 
 namespace onepass {
 
 namespace {
+
+// What means nothing on the other device.
+constexpr std::pair<const char*, DeviceKind> kOptionsOfOneDevice[] = {
+    {"--isa", DeviceKind::kCpu},
+    {"--kv-memory-fraction", DeviceKind::kCpu},
+    {"--mem-fraction", DeviceKind::kCuda},
+    {"--plan-file", DeviceKind::kCuda},
+    {"--disable-cuda-graph", DeviceKind::kCuda},
+};
 
 // Empty where there is no home.
 std::string default_plan_file() {
@@ -20,7 +34,7 @@ std::string default_plan_file() {
 
 }  // namespace
 
-CLI::Validator fraction_range(double least, double most) {
+CLI::Validator number_range(double least, double most) {
   const std::string name = str_cat("FLOAT in [", least, " - ", most, "]");
   return CLI::Validator(
       [least, most](const std::string& text) -> std::string {
@@ -59,6 +73,7 @@ CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<i
 }
 
 void EngineOptions::add_to(CLI::App& app) {
+  app_ = &app;
   app.add_option("--model", model_dir_, "Hugging Face model folder")->required();
   app.add_option("--device", device_, "where to run: cpu, cuda, or cuda:N for the N-th GPU")->capture_default_str();
   app.add_option("--attention", attention_, "attention backend: flash, or reference (slow, float64)")
@@ -84,7 +99,7 @@ void EngineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--mem-fraction", mem_fraction_,
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
-      ->check(fraction_range(0.01, 1.0))
+      ->check(number_range(0.01, 1.0))
       ->capture_default_str();
   app.add_option(
          "--plan-file", plan_file_,
@@ -95,6 +110,18 @@ void EngineOptions::add_to(CLI::App& app) {
                "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");
 }
 
+void EngineOptions::check() const {
+  const StatusOr<ModelRunnerOptions> options = runner_options();
+  refuse_usage(options.status());
+  for (const auto& [name, device] : kOptionsOfOneDevice) {
+    const CLI::Option* const option = app_->get_option_no_throw(name);
+    if (option != nullptr && option->count() > 0 && device != options->device.kind) {
+      refuse_usage(
+          invalid_argument(name, ": expected --device ", to_string(device), ", found ", to_string(options->device)));
+    }
+  }
+}
+
 StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   ModelRunnerOptions options;
   ONEPASS_ASSIGN_OR_RETURN(options.device, parse_device(device_));
@@ -103,6 +130,13 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   ONEPASS_ASSIGN_OR_RETURN(options.isa, parse_cpu_isa(isa_));
   if (kv_dtype_ != "auto") {
     ONEPASS_ASSIGN_OR_RETURN(options.kv_dtype, parse_float_dtype(kv_dtype_));
+  }
+  // Progress is for people who wait.
+  const CLI::Option* const quiet = app_ == nullptr ? nullptr : app_->get_option_no_throw("--quiet");
+  if (::isatty(STDERR_FILENO) == 1 && (quiet == nullptr || quiet->count() == 0)) {
+    options.on_load_progress = [progress = std::make_shared<LoadProgress>(stderr)](int done, int total) {
+      progress->show(done, total);
+    };
   }
   options.deterministic = deterministic_;
   options.page_size = page_size_;

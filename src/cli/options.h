@@ -17,7 +17,7 @@ namespace onepass {
 void refuse_usage(const Status& status);
 
 // A number from `least` to `most`; unlike CLI::Range, not NaN.
-CLI::Validator fraction_range(double least, double most);
+CLI::Validator number_range(double least, double most);
 
 // An option that takes token ids, separated by commas; an empty one among them is refused.
 CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<int32_t>& ids,
@@ -27,11 +27,13 @@ CLI::Option* add_token_ids(CLI::App& app, const std::string& name, std::vector<i
 class EngineOptions {
  public:
   void add_to(CLI::App& app);
-  void check() const { refuse_usage(runner_options().status()); }
+  // Refuses values that cannot be, and options of the other device. For callbacks of CLI11.
+  void check() const;
   StatusOr<ModelRunnerOptions> runner_options() const;
   const std::string& model_dir() const { return model_dir_; }
 
  private:
+  const CLI::App* app_ = nullptr;  // what add_to() has added to
   std::string model_dir_;
   std::string device_ = "cpu";
   std::string attention_ = "flash";

@@ -22,8 +22,8 @@ void SchedulerCliOptions::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--kv-memory-fraction", kv_memory_fraction_,
-                 "of the machine's memory, what the KV cache takes at most when --kv-tokens is 0")
-      ->check(fraction_range(0.001, 1.0))
+                 "cpu: of the machine's memory, what the KV cache takes at most when --kv-tokens is 0")
+      ->check(number_range(0.001, 1.0))
       ->capture_default_str()
       ->group(group);
   app.add_option("--schedule-policy", policy_,

@@ -38,7 +38,11 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelRunnerOpti
 
   ONEPASS_ASSIGN_OR_RETURN(
       std::unique_ptr<Decoder> decoder,
-      Decoder::load({.model_dir = options.model_dir, .dummy_weights = options.dummy_weights}, stream));
+      Decoder::load({.model_dir = options.model_dir,
+                     .dummy_weights = options.dummy_weights,
+                     .loading = {.gpu_memory_fraction = options.kv_tokens == 0 ? options.gpu_memory_fraction : 1.0,
+                                 .on_progress = options.on_load_progress}},
+                    stream));
   const ModelConfig& config = decoder->config();
   if (options.context_length > config.max_position_embeddings) {
     return invalid_argument("context length: the model was made for ", config.max_position_embeddings,

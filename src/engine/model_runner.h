@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -48,6 +49,8 @@ struct ModelRunnerOptions {
       0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
   int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
   int max_outputs_per_step = 0;   // rows of logits of one step; 0: max_requests
+  // Called while the weights are loaded, when `done` of `total` parts are there.
+  std::function<void(int done, int total)> on_load_progress;
 };
 
 // Used by one thread at a time. Holds the request table and the pool; which pages belong to whom is the Engine's

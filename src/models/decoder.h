@@ -54,6 +54,7 @@ class Decoder {
   struct Options {
     std::string model_dir;
     bool dummy_weights = false;
+    WeightLoading loading;
   };
   // Reads config.json and maps the weights, or brings them to the GPU. An error names the file, key or tensor.
   static StatusOr<std::unique_ptr<Decoder>> load(const Options& options, const Stream& stream);

@@ -1,12 +1,40 @@
 #include "models/decoder_weights.h"
 
+#include <algorithm>
 #include <span>
 
+#include "absl/strings/str_format.h"
 #include "base/strings.h"
 #include "models/weight_store.h"
+#include "tensor/cuda/cuda_copy.h"
 
 namespace onepass {
 namespace {
+
+// Adds up what a GPU's store would hold, and looks for no tensor.
+class WeightCounter final : public WeightStore {
+ public:
+  StatusOr<WeightMatrix> matrix(const std::vector<WeightPart>& parts, int64_t cols) override {
+    const int64_t rows = count(parts);
+    bytes_ += rows * cols * static_cast<int64_t>(size_of(DType::kBF16));  // or float16
+    return WeightMatrix({{nullptr, DType::kBF16, rows}}, cols);
+  }
+  StatusOr<FloatVector> vector(const std::vector<WeightPart>& parts) override {
+    bytes_ += count(parts) * static_cast<int64_t>(sizeof(float));
+    return FloatVector();
+  }
+  StatusOr<std::vector<DeviceBuffer>> release() override { return std::vector<DeviceBuffer>(); }
+
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static int64_t count(const std::vector<WeightPart>& parts) {
+    int64_t rows = 0;
+    for (const WeightPart& part : parts) rows += part.rows;
+    return rows;
+  }
+  int64_t bytes_ = 0;
+};
 
 // The parts `names` (without ".weight") of a dense layer.
 StatusOr<Linear> load_linear(WeightStore& store, std::vector<WeightPart> parts, int64_t cols, bool with_bias) {
@@ -58,26 +86,65 @@ Status check_untaken(const ModelConfig& config, const WeightSource& source) {
   return ok_status();
 }
 
-}  // namespace
-
-StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source,
-                                              const Stream& stream) {
-  DecoderWeights weights;
-  weights.source = std::move(source);
-  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<WeightStore> store, make_weight_store(*weights.source, stream));
-  const std::vector<WeightPart> lm_head = {{"lm_head.weight", config.vocab_size}};
+// Every tensor of the forward pass, in its order.
+Status load_all(const ModelConfig& config, WeightStore& store, const WeightLoading& loading, DecoderWeights& weights) {
+  const int total = config.num_layers + 2;
+  const auto report = [&](int done) {
+    if (loading.on_progress) loading.on_progress(done, total);
+  };
   ONEPASS_ASSIGN_OR_RETURN(weights.embedding,
-                           store->matrix({{"model.embed_tokens.weight", config.vocab_size}}, config.hidden_size));
+                           store.matrix({{"model.embed_tokens.weight", config.vocab_size}}, config.hidden_size));
+  report(1);
   for (int index = 0; index < config.num_layers; ++index) {
-    ONEPASS_ASSIGN_OR_RETURN(LayerWeights layer, load_layer(config, index, *store));
+    ONEPASS_ASSIGN_OR_RETURN(LayerWeights layer, load_layer(config, index, store));
     weights.layers.push_back(std::move(layer));
+    report(index + 2);
   }
-  ONEPASS_ASSIGN_OR_RETURN(weights.final_norm, store->vector({{"model.norm.weight", config.hidden_size}}));
+  ONEPASS_ASSIGN_OR_RETURN(weights.final_norm, store.vector({{"model.norm.weight", config.hidden_size}}));
   if (config.tie_word_embeddings) {
     weights.lm_head = weights.embedding;
   } else {
-    ONEPASS_ASSIGN_OR_RETURN(weights.lm_head, store->matrix(lm_head, config.hidden_size));
+    ONEPASS_ASSIGN_OR_RETURN(weights.lm_head,
+                             store.matrix({{"lm_head.weight", config.vocab_size}}, config.hidden_size));
   }
+  report(total);
+  return ok_status();
+}
+
+Status check_gpu_memory(const ModelConfig& config, const WeightLoading& loading, const Device& device) {
+  WeightCounter counter;
+  DecoderWeights nothing;
+  ONEPASS_RETURN_IF_ERROR(load_all(config, counter, {}, nothing));
+  ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
+  return check_weights_fit(counter.bytes(), static_cast<int64_t>(memory.free), static_cast<int64_t>(memory.total),
+                           loading.gpu_memory_fraction, device);
+}
+
+}  // namespace
+
+Status check_weights_fit(int64_t weight_bytes, int64_t free_bytes, int64_t total_bytes, double memory_fraction,
+                         const Device& device) {
+  const auto used = static_cast<double>(total_bytes - free_bytes), total = static_cast<double>(total_bytes);
+  const double room = std::max(0.0, memory_fraction * total - used);
+  if (static_cast<double>(weight_bytes) <= room) return ok_status();
+  constexpr double kMiB = 1 << 20;
+  return resource_exhausted(
+      absl::StrFormat("weights: expected at most %.0f MiB, as much as %g of the memory of %s (%.0f MiB, %.0f in use) "
+                      "has room for, found "
+                      "%.0f MiB",
+                      room / kMiB, memory_fraction, to_string(device), total / kMiB, used / kMiB,
+                      static_cast<double>(weight_bytes) / kMiB));
+}
+
+StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source,
+                                              const Stream& stream, const WeightLoading& loading) {
+  if (stream.device.kind == DeviceKind::kCuda) {
+    ONEPASS_RETURN_IF_ERROR(check_gpu_memory(config, loading, stream.device));
+  }
+  DecoderWeights weights;
+  weights.source = std::move(source);
+  ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<WeightStore> store, make_weight_store(*weights.source, stream));
+  ONEPASS_RETURN_IF_ERROR(load_all(config, *store, loading, weights));
   ONEPASS_RETURN_IF_ERROR(check_untaken(config, *weights.source));
   ONEPASS_ASSIGN_OR_RETURN(weights.buffers, store->release());
 

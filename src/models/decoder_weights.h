@@ -1,6 +1,7 @@
 // The tensors of a decoder, as its forward pass uses them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -48,10 +49,22 @@ struct DecoderWeights {
   std::vector<DeviceBuffer> buffers;
 };
 
+struct WeightLoading {
+  // Of a GPU's memory, what weights may take together with what is in use before.
+  double gpu_memory_fraction = 1.0;
+  // Called when `done` of `total` parts (the embedding, each layer, the rest) are in their place. Empty: nobody asks.
+  std::function<void(int done, int total)> on_progress;
+};
+
 // Takes every tensor that the config asks for from `source` to the stream's device; an error names the first that is
 // missing, has another shape or that the config does not account for. See models/weight_store.h for what becomes of
 // dtypes.
+// That a GPU's memory is too small is said before anything is read.
 StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source,
-                                              const Stream& stream);
+                                              const Stream& stream, const WeightLoading& loading = {});
+
+// Of a GPU's `total_bytes`, `free_bytes` are free: an error says that weights of so many bytes do not fit.
+Status check_weights_fit(int64_t weight_bytes, int64_t free_bytes, int64_t total_bytes, double memory_fraction,
+                         const Device& device);
 
 }  // namespace onepass

@@ -7,7 +7,9 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
+#include "base/source_dir.h"
 #include "base/thread_pool.h"
 #include "models/decoder_weights.h"
 
@@ -106,9 +108,37 @@ TEST_F(WeightSourceTest, RandomWeightsFitTheMachine) {
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
 }
 
+TEST(WeightsFitTest, IsToldInNumbers) {
+  const int64_t mib = 1 << 20;
+  const Device gpu{.kind = DeviceKind::kCuda, .index = 1};
+  EXPECT_TRUE(check_weights_fit(5 * mib, 6 * mib, 10 * mib, 0.9, gpu).ok());
+  EXPECT_TRUE(check_weights_fit(6 * mib, 6 * mib, 10 * mib, 1.0, gpu).ok());
+  EXPECT_EQ(check_weights_fit(6 * mib, 6 * mib, 10 * mib, 0.9, gpu).message(),
+            "weights: expected at most 5 MiB, as much as 0.9 of the memory of cuda:1 (10 MiB, 4 in use) has room for, "
+            "found 6 MiB");
+  EXPECT_EQ(check_weights_fit(1, mib, 10 * mib, 0.5, gpu).message().substr(0, 32), "weights: expected at most 0 MiB,");
+}
+
+TEST_F(WeightSourceTest, TellsHowFarLoadingIs) {
+  const std::string golden = (source_dir() / "tests/golden/models/llama-biases").string();
+  const auto config = load_model_config(golden);
+  ASSERT_TRUE(config.ok()) << config.status();
+  auto source = open_weight_files(golden);
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<int> done;
+  const WeightLoading loading{.on_progress = [&](int parts, int total) {
+    EXPECT_EQ(total, config->num_layers + 2);
+    done.push_back(parts);
+  }};
+  EXPECT_TRUE(load_decoder_weights(*config, *std::move(source), Stream(), loading).ok());
+  std::vector<int> expected(config->num_layers + 2);
+  std::iota(expected.begin(), expected.end(), 1);
+  EXPECT_EQ(done, expected);
+}
+
 // A golden model with one tensor more than its config accounts for.
 TEST_F(WeightSourceTest, DecoderRefusesTensorsThatItWouldIgnore) {
-  const std::string golden = std::string(ONEPASS_SOURCE_DIR) + "/tests/golden/models/llama-biases";
+  const std::string golden = (source_dir() / "tests/golden/models/llama-biases").string();
   auto config = load_model_config(golden);
   ASSERT_TRUE(config.ok()) << config.status();
   auto source = open_weight_files(golden);

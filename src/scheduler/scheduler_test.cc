@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 #include <random>
 #include <thread>
 
@@ -15,12 +14,6 @@ namespace onepass {
 namespace {
 
 using namespace std::chrono_literals;
-
-#if defined(__SANITIZE_THREAD__)
-constexpr int kStressRequests = 64;
-#else
-constexpr int kStressRequests = 512;
-#endif
 
 TEST(SchedulerTest, ManyAtOnceGetWhatEachGetsAlone) {
   std::mt19937 random(5);
@@ -193,75 +186,6 @@ TEST(SchedulerTest, IdleCostsNoTime) {
   const double before = cpu_seconds();
   std::this_thread::sleep_for(500ms);
   EXPECT_LT(cpu_seconds() - before, 0.05);
-}
-
-// Requests by the hundred over a cache of a twentieth of what they need, a tenth of them cancelled on the way: what
-// remains, greedy or sampled, is what each gets alone.
-TEST(SchedulerTest, ScarcePagesAndCancelledRequestsChangeNoText) {
-  std::mt19937 random(12);
-  std::vector<GenerateRequest> requests;
-  int64_t needed = 0;
-  const std::vector<int32_t> shared = random_tokens(random, 60);
-  for (int i = 0; i < kStressRequests; ++i) {
-    std::vector<int32_t> prompt;
-    if (random() % 3 == 0) prompt.assign(shared.begin(), shared.begin() + static_cast<int64_t>(random() % 61));
-    const std::vector<int32_t> own = random_tokens(random, 1 + static_cast<int>(random() % 80));
-    prompt.insert(prompt.end(), own.begin(), own.end());
-    requests.push_back(request(prompt, 1 + static_cast<int>(random() % 150), i % 4 == 3 ? 1.0f : 0.0f));
-    requests.back().sampling.seed = random();
-    if (i % 5 == 4) requests.back().cache_salt = "a tenant";
-    needed += std::ssize(prompt) + requests.back().sampling.max_new_tokens;
-  }
-  const int64_t kv_tokens = std::max<int64_t>(needed / 20, 256);
-  // Cancelled: after how many of their tokens, so that all of them really end early; some before they begin.
-  std::map<int, int> cancelled;
-  while (std::ssize(cancelled) < kStressRequests / 10) {
-    const int i = static_cast<int>(random() % kStressRequests);
-    const int length = requests[i].sampling.max_new_tokens;
-    if (length >= 20) cancelled[i] = static_cast<int>(random() % (length / 2));
-  }
-
-  Server alone({.page_size = 64, .max_requests = 1});
-  std::vector<GenerateResult> expected(kStressRequests);
-  for (int i = 0; i < kStressRequests; ++i) {
-    if (!cancelled.contains(i)) expected[i] = alone.generate(requests[i])[0];
-  }
-  for (const int steps_in_flight : {1, 2}) {
-    Server server({.page_size = 8, .max_requests = 48, .kv_tokens = kv_tokens, .max_tokens_per_step = 128},
-                  {.steps_in_flight = steps_in_flight});
-    Collector collector;
-    for (int i = 0; i < kStressRequests; ++i) {
-      const auto place = cancelled.find(i);
-      const int last = place == cancelled.end() ? -1 : place->second;
-      int count = 0;
-      const auto id = server.scheduler->submit(
-          requests[i], [&, last, count, report = collector.callback(i)](const GenerateOutput& output) mutable {
-            report(output);
-            count += static_cast<int>(output.tokens.size());
-            if (count == last && !output.is_last) server.scheduler->cancel(output.id);
-          });
-      ASSERT_TRUE(id.ok());
-      if (last == 0) server.scheduler->cancel(*id);
-    }
-    collector.wait_for(kStressRequests);
-    const SchedulerStats stats = server.scheduler->stats();
-    EXPECT_GT(stats.retractions, 0);
-    EXPECT_GT(stats.evicted_pages, 0);
-    server.expect_idle_and_whole();
-    for (int i = 0; i < kStressRequests; ++i) {
-      const GenerateResult result = collector.result(i);
-      if (const auto place = cancelled.find(i); place != cancelled.end()) {
-        EXPECT_EQ(result.finish_reason, FinishReason::kCancelled) << i;
-        // One cancelled by another thread, before it began, may have run a little.
-        if (place->second > 0) {
-          EXPECT_LE(std::ssize(result.tokens), place->second + steps_in_flight) << i;
-        }
-        continue;
-      }
-      ASSERT_EQ(result.tokens, expected[i].tokens) << "request " << i;
-      ASSERT_EQ(result.text, expected[i].text) << "request " << i;
-    }
-  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/source_dir.h"
 #include "scheduler/scheduler.h"
 
 namespace onepass {
@@ -25,7 +26,7 @@ struct Server {
   std::unique_ptr<Scheduler> scheduler;
 
   explicit Server(ModelRunnerOptions options, const SchedulerOptions& scheduling = {}) {
-    options.model_dir = ONEPASS_SOURCE_DIR "/models/shakespeare-1m";
+    options.model_dir = (source_dir() / "models/shakespeare-1m").string();
     options.num_threads = 2;
     options.deterministic = true;
     runner = *ModelRunner::create(options);

@@ -34,7 +34,7 @@ CudaInfo query_cuda();
 // The GPUs by number alone, without a context on any: at least one, or an error that says why there is none.
 StatusOr<int> count_gpus();
 
-// One GPU by CUDA's number, without a look at the others. Leaves the current GPU as it was.
+// One GPU by CUDA's number, on which it creates a context; on no other one. Leaves the current GPU as it was.
 StatusOr<GpuInfo> query_gpu(int index);
 
 }  // namespace onepass

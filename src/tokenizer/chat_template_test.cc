@@ -8,13 +8,15 @@
 #include <random>
 #include <sstream>
 
+#include "base/source_dir.h"
+
 namespace onepass {
 namespace {
 
 using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-const fs::path kFolder = fs::path(ONEPASS_SOURCE_DIR) / "tests/golden/chat";
+const fs::path kFolder = source_dir() / "tests/golden/chat";
 
 std::string read(const fs::path& path) {
   std::ostringstream text;

@@ -9,6 +9,7 @@
 #include <random>
 #include <sstream>
 
+#include "base/source_dir.h"
 #include "tokenizer/incremental_detokenizer.h"
 #include "tokenizer/stop_string_matcher.h"
 #include "tokenizer/token_bytes.h"
@@ -20,7 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-const fs::path kFolder = fs::path(ONEPASS_SOURCE_DIR) / "tests/golden/tokenizers";
+const fs::path kFolder = source_dir() / "tests/golden/tokenizers";
 
 std::string read(const fs::path& path) {
   std::ostringstream text;

@@ -2,11 +2,24 @@
 
 #include <cuda_runtime.h>
 
+#include <thread>
+
 namespace onepass {
 namespace {
 
 // Asked for its attributes only: the runtime refuses when the binary holds no code for the GPU.
 __global__ void probe_kernel() {}
+
+// On a thread of its own, as every thread has a current GPU: to make the caller's current again would put a context,
+// with hundreds of megabytes of memory, on a GPU that it may never use (the first one, if it has not chosen yet).
+bool is_usable(int index) {
+  bool usable = false;
+  std::thread([&] {
+    cudaFuncAttributes attributes;
+    usable = cudaSetDevice(index) == cudaSuccess && cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
+  }).join();
+  return usable;
+}
 
 GpuInfo describe_gpu(int index) {
   GpuInfo gpu;
@@ -18,8 +31,7 @@ GpuInfo describe_gpu(int index) {
   gpu.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   gpu.l2_cache_bytes = properties.l2CacheSize;
   gpu.shared_memory_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
-  cudaFuncAttributes attributes;
-  gpu.usable = cudaSetDevice(index) == cudaSuccess && cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
+  gpu.usable = is_usable(index);
   return gpu;
 }
 
@@ -35,10 +47,7 @@ CudaInfo query_cuda() {
     info.problem = std::string(count.status().message());
     return info;
   }
-  int current = 0;
-  cudaGetDevice(&current);
   for (int index = 0; index < *count; ++index) info.gpus.push_back(describe_gpu(index));
-  cudaSetDevice(current);
   cudaGetLastError();
   return info;
 }
@@ -50,6 +59,12 @@ StatusOr<int> count_gpus() {
   if (driver_version != 0 && error == cudaSuccess && count > 0) return count;
   cudaGetLastError();  // the error is told; later calls must not find it
   if (driver_version == 0) return not_found("no NVIDIA driver");
+  if (error == cudaErrorInsufficientDriver) {
+    int runtime_version = 0;
+    cudaRuntimeGetVersion(&runtime_version);
+    return not_found("NVIDIA driver: expected one for CUDA ", runtime_version / 1000, ".", runtime_version % 1000 / 10,
+                     ", found one for CUDA ", driver_version / 1000, ".", driver_version % 1000 / 10);
+  }
   return not_found(error != cudaSuccess ? cudaGetErrorString(error) : "no NVIDIA GPU");
 }
 
@@ -58,10 +73,7 @@ StatusOr<GpuInfo> query_gpu(int index) {
   if (index < 0 || index >= count) {
     return not_found("GPU ", index, ": expected 0 to ", count - 1, ", the GPUs of this machine");
   }
-  int current = 0;
-  cudaGetDevice(&current);
   GpuInfo gpu = describe_gpu(index);
-  cudaSetDevice(current);
   cudaGetLastError();
   return gpu;
 }

@@ -1,0 +1,51 @@
+// What asking for a GPU does to the others: a context takes hundreds of megabytes of a GPU's memory.
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "tensor/cuda_info.h"
+
+namespace onepass {
+namespace {
+
+// Whether this process has a context on the GPU. Asks the driver, since the runtime makes one to answer.
+bool has_context(int index) {
+  using GetState = int (*)(int device, unsigned* flags, int* active);
+  void* const driver = ::dlopen("libcuda.so.1", RTLD_NOW);
+  const auto get_state =
+      driver == nullptr ? nullptr : reinterpret_cast<GetState>(::dlsym(driver, "cuDevicePrimaryCtxGetState"));
+  unsigned flags = 0;
+  int active = 0;
+  if (get_state == nullptr || get_state(index, &flags, &active) != 0) std::exit(3);
+  return active != 0;
+}
+
+// Each statement runs in a process of its own, which has not used a GPU yet.
+class CudaContextDeathTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    testing::GTEST_FLAG(death_test_style) = "threadsafe";
+    const StatusOr<int> count = count_gpus();
+    if (!count.ok()) GTEST_SKIP() << count.status();
+    count_ = *count;
+  }
+  int count_ = 0;
+};
+
+TEST_F(CudaContextDeathTest, CountingMakesNone) {
+  EXPECT_EXIT(std::exit(count_gpus().ok() && !has_context(0) ? 0 : 1), testing::ExitedWithCode(0), "");
+}
+
+TEST_F(CudaContextDeathTest, AskingForOneMakesOneThere) {
+  EXPECT_EXIT(std::exit(query_gpu(0).ok() && has_context(0) ? 0 : 1), testing::ExitedWithCode(0), "");
+}
+
+TEST_F(CudaContextDeathTest, AskingForTheSecondLeavesTheFirstAlone) {
+  if (count_ < 2) GTEST_SKIP() << "one GPU";
+  EXPECT_EXIT(std::exit(query_gpu(1).ok() && has_context(1) && !has_context(0) ? 0 : 1), testing::ExitedWithCode(0),
+              "");
+}
+
+}  // namespace
+}  // namespace onepass
