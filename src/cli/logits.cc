@@ -1,4 +1,5 @@
 // onepass logits: the logits of every position, for comparing a port with its original.
+#include <algorithm>
 #include <cstdio>
 
 #include "cli/command.h"
@@ -24,6 +25,8 @@ Status run(const LogitsOptions& options) {
     ONEPASS_ASSIGN_OR_RETURN(tokens, tokenizer->encode(options.prompt, {.add_special_tokens = true}));
   }
   if (tokens.empty()) return invalid_argument("logits: expected a prompt of at least one token, found none");
+  // All of a step's logits are wanted: a gigabyte of them at most, or nearly.
+  runner_options.max_tokens_per_step = std::min(runner_options.max_tokens_per_step, 512);
   runner_options.max_outputs_per_step = runner_options.max_tokens_per_step;
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(runner_options));
   ONEPASS_ASSIGN_OR_RETURN(Sequence sequence, engine->open());

@@ -94,8 +94,9 @@ void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--context-length", context_length_, "tokens of one sequence at most; 0: the model's own")
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
-  app.add_option("--chunk-size", chunk_size_, "prompt tokens computed in one step")
-      ->check(CLI::Range(1, 1 << 20))
+  app.add_option("--chunk-size", chunk_size_,
+                 "prompt tokens computed in one step; 0: 512 on the CPU, 8192 on a GPU")
+      ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   app.add_option("--mem-fraction", mem_fraction_,
                  "of a GPU's memory, for weights, KV cache and workspace together; the KV cache takes what is left")
@@ -142,7 +143,9 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   options.page_size = page_size_;
   options.num_threads = num_threads_;
   options.context_length = context_length_;
-  options.max_tokens_per_step = chunk_size_;
+  // A GPU needs thousands of rows to compute at its rate; a CPU has it with a few hundred.
+  const int default_chunk = options.device.kind == DeviceKind::kCuda ? 8192 : 512;
+  options.max_tokens_per_step = chunk_size_ > 0 ? chunk_size_ : default_chunk;
   options.gpu_memory_fraction = mem_fraction_;
   options.cuda_graphs = !disable_cuda_graph_;
   options.plan_file = plan_file_ == "auto" ? default_plan_file() : plan_file_ == "none" ? "" : plan_file_;

@@ -43,7 +43,7 @@ class EngineOptions {
   int page_size_ = 64;
   int num_threads_ = 0;
   int context_length_ = 0;
-  int chunk_size_ = 512;
+  int chunk_size_ = 0;
   double mem_fraction_ = 0.9;
   bool disable_cuda_graph_ = false;
   std::string plan_file_ = "auto";

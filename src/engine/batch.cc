@@ -38,16 +38,34 @@ void Batch::add(int slot, const int32_t* tokens, int count, int first_position, 
   max_seqlen_q = std::max(max_seqlen_q, count);
 }
 
-void Batch::pad(int count) {
-  for (int request = num_requests(); request < count; ++request) {
-    input_ids.push_back(0);
-    positions.push_back(0);
-    out_cache_loc.push_back(0);
-    output_rows.push_back(request);
-    cu_seqlens_q.push_back(request + 1);
-    cache_seqlens.push_back(1);
-    request_slots.push_back(-1);
+int Batch::num_leading_decodes() const {
+  int count = 0;
+  while (count < num_requests() && cu_seqlens_q[count + 1] == count + 1) ++count;
+  return count;
+}
+
+// All of its tokens lie in one slot of page 0: what its first ones see is nothing, and the last one sees any of them.
+void Batch::add_dummy(int num_tokens) {
+  input_ids.insert(input_ids.end(), num_tokens, 0);
+  positions.insert(positions.end(), num_tokens, 0);
+  out_cache_loc.insert(out_cache_loc.end(), num_tokens, 0);
+  cu_seqlens_q.push_back(this->num_tokens());
+  cache_seqlens.push_back(num_tokens > 0 ? 1 : 0);
+  request_slots.push_back(-1);
+}
+
+void Batch::pad(const StepShape& shape) {
+  if (shape.is_decode()) {
+    while (num_requests() < shape.num_requests) {
+      add_dummy(1);
+      output_rows.push_back(num_requests() - 1);
+    }
+  } else {
+    add_dummy(shape.num_tokens - num_tokens());
+    while (num_requests() < shape.num_requests) add_dummy(0);
+    output_rows.resize(shape.num_requests, 0);
   }
+  max_seqlen_q = shape.is_decode() ? 1 : shape.num_tokens;
 }
 
 AttentionBatch Batch::attention() const {

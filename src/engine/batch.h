@@ -1,6 +1,7 @@
 // One step's work in the layout that the forward pass and the attention plan read.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <vector>
 
@@ -8,6 +9,15 @@
 #include "kv_cache/request_table.h"
 
 namespace onepass {
+
+// How large a step is: padded steps of one shape differ in nothing but what lies in memory.
+struct StepShape {
+  int num_tokens = 0;
+  int num_requests = 0;
+
+  bool is_decode() const { return num_tokens == num_requests; }
+  auto operator<=>(const StepShape&) const = default;
+};
 
 // New tokens of several requests, one after the other; request r has tokens cu_seqlens_q[r] .. cu_seqlens_q[r+1]-1.
 struct Batch {
@@ -26,6 +36,9 @@ struct Batch {
   // Every token is a request of its own whose logits are wanted, once.
   bool is_decode() const;
 
+  // Requests of one token at the beginning.
+  int num_leading_decodes() const;
+
   void clear();
 
   // Appends `count` tokens of the request in `slot`, at positions first_position, ...; its row of `table` holds their
@@ -36,11 +49,15 @@ struct Batch {
   // The logits of the last row are wanted once more.
   void repeat_output() { output_rows.push_back(output_rows.back()); }
 
-  // Appends requests of one token, which own page 0 and whose logits nobody reads, until there are `count`.
-  // REQUIRES: is_decode().
-  void pad(int count);
+  // Appends tokens of requests that own page 0, which nobody reads, until the batch has the shape: to a batch of decodes
+  // requests of one token; to prompts one request with all the tokens that are missing, and requests without tokens; and
+  // output rows up to the number of requests. REQUIRES: `shape` is one that StepGraphs::shape_for() gives.
+  void pad(const StepShape& shape);
 
   AttentionBatch attention() const;
+
+ private:
+  void add_dummy(int num_tokens);
 };
 
 }  // namespace onepass

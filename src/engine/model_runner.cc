@@ -77,8 +77,15 @@ Status ModelRunner::allocate() {
                                                    .batch_invariant = options_.deterministic,
                                                    .plan_file = options_.plan_file},
                                                   stream_));
-  const DecoderWorkspace::Limits limits{.max_tokens = options_.max_tokens_per_step,
-                                        .max_outputs = options_.max_outputs_per_step};
+  const bool is_on_gpu = options_.device.kind == DeviceKind::kCuda;
+  DecoderWorkspace::Limits limits{.max_tokens = options_.max_tokens_per_step,
+                                  .max_outputs = options_.max_outputs_per_step};
+  max_batch_requests_ = options_.max_requests;
+  if (is_on_gpu) {
+    graphs_ = StepGraphs(std::min(options_.max_requests, options_.max_outputs_per_step), options_.max_tokens_per_step);
+    max_batch_requests_ = std::max(max_batch_requests_, StepGraphs::kPrefillRequests);
+    limits.max_outputs = std::max(limits.max_outputs, StepGraphs::kPrefillRequests);
+  }
   ONEPASS_ASSIGN_OR_RETURN(workspace_,
                            DecoderWorkspace::create(config(), limits, ops_->activation_dtype(), stream_.device));
   ONEPASS_ASSIGN_OR_RETURN(logits_, LogitsBuffer::create(limits.max_outputs, config().vocab_size, stream_.device));
@@ -96,42 +103,76 @@ Status ModelRunner::allocate() {
                      .head_dim = config().head_dim,
                      .head_dim_v = config().head_dim,
                      .dtype = options_.kv_dtype.value_or(decoder_->weights_dtype())};
-  ONEPASS_ASSIGN_OR_RETURN(kv.num_pages, count_pages(kv));
+  int64_t beside_cache = 0;
+  if (is_on_gpu && options_.kv_tokens == 0) {
+    ONEPASS_ASSIGN_OR_RETURN(beside_cache, measure_beside_cache(kv));
+  }
+  ONEPASS_ASSIGN_OR_RETURN(kv.num_pages, count_pages(kv, beside_cache));
+  ONEPASS_RETURN_IF_ERROR(allocate_cache(kv));
+  return capture_graphs(0, num_graphs());
+}
+
+Status ModelRunner::allocate_cache(const KvPoolConfig& kv) {
   ONEPASS_ASSIGN_OR_RETURN(pool_, KvPool::create(kv, stream_.device));
   const AttentionOptions attention{.kind = options_.attention,
-                                   .max_requests = options_.max_requests,
+                                   .max_requests = max_batch_requests_,
                                    .max_tokens = options_.max_tokens_per_step,
                                    .batch_invariant = options_.deterministic,
                                    .layers = decoder_->attention_layers(),
                                    .activation_dtype = ops_->activation_dtype()};
   ONEPASS_ASSIGN_OR_RETURN(backend_, make_attention_backend(attention, pool_, table_, stream_));
-  ONEPASS_RETURN_IF_ERROR(allocate_upload());
-  if (options_.device.kind == DeviceKind::kCuda && options_.cuda_graphs) return capture_graphs();
-  return ok_status();
-}
-
-Status ModelRunner::allocate_upload() {
   const size_t ids = options_.max_tokens_per_step * sizeof(int32_t) + StepUpload::kAlignment;
-  const size_t rows = options_.max_outputs_per_step * sizeof(int32_t) + StepUpload::kAlignment;
+  const size_t rows = workspace_.limits.max_outputs * sizeof(int32_t) + StepUpload::kAlignment;
   ONEPASS_ASSIGN_OR_RETURN(
       upload_, StepUpload::create(ids + rows + sampler_->upload_bytes() + backend_->upload_bytes(), stream_.device));
   return ok_status();
 }
 
-Status ModelRunner::capture_graphs() {
-  StepInput input;
-  const auto prepare = [&](int size) -> Status {
-    padded_.clear();
-    padded_.max_seqlen_q = 1;
-    padded_.pad(size);
-    ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_, {}));
-    return ok_status();
-  };
-  graphs_ = DecodeGraphs(std::min(options_.max_requests, options_.max_outputs_per_step));
-  return graphs_.capture(cuda_stream_, prepare, [&](int) { return queue_step(input); });
+void ModelRunner::free_cache() {
+  graphs_.clear();
+  upload_ = StepUpload();
+  backend_.reset();
+  pool_ = KvPool();
 }
 
-StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv) const {
+StatusOr<int64_t> ModelRunner::measure_beside_cache(KvPoolConfig kv) {
+  const auto used = []() -> StatusOr<int64_t> {
+    ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
+    return static_cast<int64_t>(memory.total - memory.free);
+  };
+  kv.num_pages = 2;
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t before, used());
+  ONEPASS_RETURN_IF_ERROR(allocate_cache(kv));
+  // The first graph may be the first to use a kernel; the second one shows what each of the others takes.
+  const size_t captured = std::min<size_t>(2, num_graphs());
+  int64_t last_graph = 0;
+  for (size_t i = 0; i < captured; ++i) {
+    ONEPASS_ASSIGN_OR_RETURN(const int64_t without, used());
+    ONEPASS_RETURN_IF_ERROR(capture_graphs(i, 1));
+    ONEPASS_ASSIGN_OR_RETURN(const int64_t with, used());
+    last_graph = with - without;
+  }
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t now, used());
+  free_cache();
+  return now - before + static_cast<int64_t>(num_graphs() - captured) * last_graph;
+}
+
+Status ModelRunner::capture_graphs(size_t first, size_t count) {
+  for (size_t i = first; i < first + count; ++i) {
+    const StepShape shape = graphs_.shapes()[i];
+    StepInput input;
+    const auto prepare = [&]() -> Status {
+      padded_.clear();
+      padded_.pad(shape);
+      ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_, {}));
+      return ok_status();
+    };
+    ONEPASS_RETURN_IF_ERROR(graphs_.capture(shape, cuda_stream_, prepare, [&] { return queue_step(input); }));
+  }
+  return ok_status();
+}
+
+StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv, int64_t beside_cache) const {
   int64_t pages = divide_up(options_.kv_tokens, options_.page_size);
   if (options_.kv_tokens == 0) {
     pages = options_.max_requests * divide_up(options_.context_length, options_.page_size);
@@ -140,7 +181,8 @@ StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv) const {
     if (options_.device.kind == DeviceKind::kCuda) {
       ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
       const double used = static_cast<double>(memory.total - memory.free);
-      available = options_.gpu_memory_fraction * static_cast<double>(memory.total) - used;
+      available = options_.gpu_memory_fraction * static_cast<double>(memory.total) - used -
+                  static_cast<double>(beside_cache);
       if (available < static_cast<double>(kv.bytes_per_page())) {
         return resource_exhausted("KV cache: ", options_.gpu_memory_fraction, " of the GPU's ", memory.total,
                                   " bytes are used up by weights, workspace and other programs (",
@@ -205,16 +247,16 @@ Status ModelRunner::queue(const Batch& batch, std::span<const SampleWork> work) 
   const bool is_on_gpu = stream_.device.kind == DeviceKind::kCuda;
   if (is_on_gpu) ONEPASS_RETURN_IF_ERROR(set_current_gpu(stream_.device.index));
 
-  // A step of decodes alone is a captured one, with requests that do not matter up to the next size.
-  const std::optional<int> size = batch.is_decode() ? graphs_.size_for(num_outputs) : std::nullopt;
-  if (size) {
+  const std::optional<StepShape> shape = graphs_.shape_for(batch);
+  if (shape) {
     padded_ = batch;
-    padded_.pad(*size);
+    padded_.pad(*shape);
   }
+  const CudaGraph* const graph = shape ? graphs_.graph(*shape) : nullptr;
   Status queued = [&]() -> Status {
-    ONEPASS_ASSIGN_OR_RETURN(const StepInput input, set_inputs(size ? padded_ : batch, work));
+    ONEPASS_ASSIGN_OR_RETURN(const StepInput input, set_inputs(shape ? padded_ : batch, work));
     ONEPASS_RETURN_IF_ERROR(clock_.start(cuda_stream_));
-    return size ? graphs_.launch(*size, cuda_stream_) : queue_step(input);
+    return graph != nullptr ? graph->launch(cuda_stream_) : queue_step(input);
   }();
   if (!queued.ok()) {
     sampler_->cancel();

@@ -12,7 +12,7 @@
 
 #include "attention/attention_backend.h"
 #include "engine/batch.h"
-#include "engine/decode_graphs.h"
+#include "engine/step_graphs.h"
 #include "engine/logits_buffer.h"
 #include "engine/step_clock.h"
 #include "engine/step_sampler.h"
@@ -44,7 +44,9 @@ struct ModelRunnerOptions {
   // Where the ways in which a GPU computes this model's layers fastest are kept: found at the first start, in seconds.
   // Empty: nowhere.
   std::string plan_file;
-  bool cuda_graphs = true;  // decode steps on a GPU are captured at the start and replayed
+  // Steps of decodes, and of short prompts, are captured on a GPU at the start and replayed; otherwise they are padded
+  // alike, so that the results are the same bits.
+  bool cuda_graphs = true;
   double gpu_memory_fraction =
       0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
   int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
@@ -95,8 +97,14 @@ class ModelRunner {
               RequestTable table);
 
   Status allocate();
-  Status allocate_upload();
-  Status capture_graphs();
+  // The KV cache of `kv` and what holds its addresses but for graphs.
+  Status allocate_cache(const KvPoolConfig& kv);
+  void free_cache();
+  // Graphs of `count` shapes from the first-th largest on.
+  Status capture_graphs(size_t first, size_t count);
+  // Bytes of a GPU's memory that all this takes beside the cache itself, as a small one shows.
+  StatusOr<int64_t> measure_beside_cache(KvPoolConfig kv);
+  size_t num_graphs() const { return options_.cuda_graphs ? graphs_.shapes().size() : 0; }
 
   // A step in the device's memory.
   struct StepInput {
@@ -110,9 +118,11 @@ class ModelRunner {
   // Both, by a graph where there is one. After an error nothing of the step is left.
   Status queue(const Batch& batch, std::span<const SampleWork> work);
   // The KV cache's pages: as many as the options ask for, or the memory holds.
-  StatusOr<int> count_pages(const KvPoolConfig& kv) const;
+  // `beside_cache`: bytes of a GPU's memory to be left free.
+  StatusOr<int> count_pages(const KvPoolConfig& kv, int64_t beside_cache) const;
 
   ModelRunnerOptions options_;
+  int max_batch_requests_ = 0;  // padding included
   std::unique_ptr<ThreadPool> threads_;
   CudaStream cuda_stream_;
   Stream stream_;
@@ -125,7 +135,7 @@ class ModelRunner {
   StepUpload upload_;
   LogitsBuffer logits_;
   std::unique_ptr<StepSampler> sampler_;
-  DecodeGraphs graphs_;
+  StepGraphs graphs_;
   StepClock clock_;
   std::deque<bool> in_flight_;  // whether the step samples, of each that is
   Batch padded_;  // scratch
