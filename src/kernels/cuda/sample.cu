@@ -83,13 +83,27 @@ __device__ void for_each_adjustment(const Team& team, const CudaSampleParams& p,
   __syncthreads();
 }
 
+// The list of the tokens that pass `target` and all before them, in the order of their likelihood.
+template <bool kInShared>
+__device__ __noinline__ void list_by_selection(Team team, Slice<kInShared> slice, LogitOrder order, Target target) {
+  const Selection last = select<false>(team, slice, order, target);
+  clear_list(team);
+  slice.for_each([&](float logit, int token) {
+    if (order.key(logit) < last.key) add_to_list(team, order.key(logit), token);
+  });
+  for_each_of_key(team, slice, order, last.key, [&](uint32_t rank, int token) {
+    if (rank <= last.rank) add_to_list(team, last.key, token);
+  });
+  merge_lists(team);
+}
+
 // Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
 template <bool kInShared>
 __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p,
                                      const SampleRow& row, const Peak& peak) {
   float mine = 0.0f;
   slice.for_each([&](float logit, int) {
-    if (logit > kMinusInfinity) mine += exp2f((logit - peak.max) * 1.44269504f);
+    if (logit > kMinusInfinity) mine += exp2_fast((logit - peak.max) * 1.44269504f);
   });
   const int wanted = min(row.num_logprobs, p.vocab_size);
   const LogitOrder order{peak.max};
@@ -99,18 +113,8 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
   if (wanted <= 0) return normalizer;
 
   const Target target{true, static_cast<uint64_t>(wanted) - 1};
-  list_bins(team, slice, order, bins, last_bin_needed(team, target));
-  if (merge_lists(team) < 0) {
-    const Selection last = select<false>(team, slice, order, target);
-    clear_list(team);
-    slice.for_each([&](float logit, int token) {
-      if (order.key(logit) < last.key) add_to_list(team, order.key(logit), token);
-    });
-    for_each_of_key(team, slice, order, last.key, [&](uint32_t rank, int token) {
-      if (rank <= last.rank) add_to_list(team, last.key, token);
-    });
-    merge_lists(team);
-  }
+  list_bins(team, slice, order, bins, last_bin_needed<false>(team, target));
+  if (merge_lists(team) < 0) list_by_selection(team, slice, order, target);
   if (team.is_first_block() && threadIdx.x < wanted) {
     // The logit itself may be adjusted already by another block that holds it in global memory.
     const uint64_t entry = team.scratch.sorted[threadIdx.x];
@@ -183,8 +187,9 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   if (!is_good || row.temperature == 0.0f) {
     if (is_first_thread) take(is_good ? peak.token : -1);
   } else {
-    draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
-               {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, take);
+    const int drawn = draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least,
+                                 p.vocab_size, {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)});
+    if (drawn >= 0) take(drawn);
   }
   if constexpr (!kInShared) {
     team.meet();

@@ -96,11 +96,18 @@ struct Team {
 
   // All threads of the row meet; what any of them wrote is seen by all.
   __device__ void meet() const {
-    if (blocks == 1) {
-      __syncthreads();
-    } else {
-      cluster_arrive();
+    arrive();
+    wait();
+  }
+  // The same in two steps: what was written before arrive() is seen after wait().
+  __device__ void arrive() const {
+    if (blocks > 1) cluster_arrive();
+  }
+  __device__ void wait() const {
+    if (blocks > 1) {
       cluster_wait();
+    } else {
+      __syncthreads();
     }
   }
 
