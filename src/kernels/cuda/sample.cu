@@ -23,23 +23,49 @@ struct Peak {
   float least;  // the smallest `own` above -inf
 };
 
+// Numbers whose larger is of the larger logit or, where two are the same, the smaller id; 0 where there is none.
+__device__ uint64_t rank_of(float logit, int token) {
+  return token < 0 ? 0 : uint64_t{ordered_bits(logit)} << 32 | ~static_cast<uint32_t>(token);
+}
+__device__ int token_of(uint64_t rank) { return rank == 0 ? -1 : static_cast<int>(~static_cast<uint32_t>(rank)); }
+__device__ float logit_of(uint64_t rank) {
+  return rank == 0 ? kMinusInfinity : from_ordered_bits(static_cast<uint32_t>(rank >> 32));
+}
+__device__ ulonglong2 larger(ulonglong2 a, ulonglong2 b) { return {a.x > b.x ? a.x : b.x, 0}; }
+
+// The largest of this thread's.
 template <bool kInShared>
-__device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
+__device__ uint64_t find_own(const Slice<kInShared>& slice) {
   float own = kMinusInfinity;
   int token = -1;
   slice.for_each([&](float logit, int i) {
     if (logit > own) own = logit, token = i;
   });
-  ulonglong2 mine{0, ~0ull};
-  if (token >= 0) {
-    mine = {uint64_t{ordered_bits(own)} << 32 | ~static_cast<uint32_t>(token), uint64_t{ordered_bits(own)}};
-  }
-  const ulonglong2 all = team.reduce(mine, {0, ~0ull}, [](ulonglong2 a, ulonglong2 b) {
+  return rank_of(own, token);
+}
+
+template <bool kInShared>
+__device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
+  const uint64_t own = find_own(slice);
+  const ulonglong2 all = team.reduce({own, own == 0 ? ~0ull : own}, {0, ~0ull}, [](ulonglong2 a, ulonglong2 b) {
     return ulonglong2{a.x > b.x ? a.x : b.x, a.y < b.y ? a.y : b.y};
   });
-  if (all.x == 0) return {kMinusInfinity, -1, own, kMinusInfinity};
-  return {from_ordered_bits(static_cast<uint32_t>(all.x >> 32)), static_cast<int>(~static_cast<uint32_t>(all.x)), own,
-          from_ordered_bits(static_cast<uint32_t>(all.y))};
+  return {logit_of(all.x), token_of(all.x), logit_of(own), all.x == 0 ? kMinusInfinity : logit_of(all.y)};
+}
+
+// For a row that wants its largest logit and nothing else: its rank, in the first block. A block that has said what it
+// found is done, and leaves the GPU to another.
+template <bool kInShared>
+__device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice) {
+  const uint64_t of_warp = Team::reduce_warp({find_own(slice), 0}, larger).x;
+  ulonglong2* const slots = team.scratch.slots[0];
+  if (team.lane == 0) *in_block(&slots[team.rank * kWarps + team.warp], 0) = {of_warp, 0};
+  team.arrive();
+  if (!team.is_first_block()) return 0;
+  team.wait();
+  ulonglong2 best{0, 0};
+  for (int i = team.lane; i < team.blocks * kWarps; i += 32) best = larger(best, slots[i]);
+  return Team::reduce_warp(best, larger).x;
 }
 
 // As the host rounds it: no fused multiply-add.
@@ -144,6 +170,11 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   slice.start_load(logits);
   const SampleRow* const from = p.rows + row_index;
   const int slot = from->slot;
+  const bool has_logprobs = from->num_logprobs >= 0;
+  const bool has_penalties =
+      from->repetition_penalty != 1.0f || from->presence_penalty != 0.0f || from->frequency_penalty != 0.0f;
+  const bool is_adjusted = from->num_adjustments > 0 || (from->counts_last_token && has_penalties);
+  const bool is_greedy = from->temperature == 0.0f;
   if (threadIdx.x < sizeof(SampleRow) / 4) {
     reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
   }
@@ -151,20 +182,28 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   if (team.blocks > 1) cluster_wait();  // all blocks run, so their memory can be written
   if (slot < 0) return;
 
-  Peak peak = find_peak(team, slice);
-  const SampleRow& row = s.row;  // since all have met
-  const bool has_logprobs = row.num_logprobs >= 0;
+  const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   double normalizer = 0.0;
-  const auto take = [&](int token) {
+  const auto write = [&](int token) {
     p.tokens[slot] = token < 0 ? 0 : token;
     SampledRow result{token};
     if (token >= 0 && has_logprobs) result.logprob = static_cast<float>(logits[token] - normalizer);
-    p.results[row.result] = result;
+    p.results[from->result] = result;
+  };
+  if (is_greedy && !is_adjusted && !has_logprobs) {
+    const uint64_t best = find_peak_alone(team, slice);
+    if (is_first_thread) write(best != 0 && isfinite(logit_of(best)) ? token_of(best) : -1);
+    return;
+  }
+
+  Peak peak = find_peak(team, slice);
+  const SampleRow& row = s.row;  // since all have met
+  const auto take = [&](int token) {
+    write(token);
     if constexpr (!kInShared) {
       for (int rank = 0; rank < team.blocks; ++rank) *in_block(&s.token, rank) = token;
     }
   };
-  const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   if (peak.token < 0) {
     if (is_first_thread) take(-1);
     if constexpr (!kInShared) team.meet();
@@ -172,9 +211,6 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   }
   if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak);
 
-  const bool has_penalties =
-      row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f;
-  const bool is_adjusted = row.num_adjustments > 0 || (row.counts_last_token && has_penalties);
   int last_token = -1;
   if (is_adjusted) {
     if (row.counts_last_token) last_token = p.tokens[slot];
@@ -184,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
     peak = find_peak(team, slice);
   }
   const bool is_good = peak.token >= 0 && isfinite(peak.max);
-  if (!is_good || row.temperature == 0.0f) {
+  if (!is_good || is_greedy) {
     if (is_first_thread) take(is_good ? peak.token : -1);
   } else {
     const int drawn = draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least,

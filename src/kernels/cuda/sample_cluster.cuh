@@ -37,6 +37,7 @@ struct Crossing {
 // A block's own memory beside its slice of the logits.
 struct alignas(16) Scratch {
   uint32_t counts[kBins], mass_low[kBins], mass_high[kBins];
+  // Or, while selecting, a histogram that is kept.
   uint64_t list[kListCapacity];    // key << 32 | token
   uint64_t sorted[kListCapacity];  // of the first block: the lists of all, in order
   ulonglong2 slots[2][kSlots];     // what each of the row's warps says, in the order of their tokens
@@ -48,6 +49,8 @@ struct alignas(16) Scratch {
   int last_is_listed;
   int token;  // that was chosen, where logits stay in global memory
 };
+
+static_assert(sizeof(Scratch::list) + sizeof(Scratch::sorted) >= 3 * kBins * sizeof(uint32_t));
 
 __device__ inline int cluster_size() {
 #if __CUDA_ARCH__ >= 900

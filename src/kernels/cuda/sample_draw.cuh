@@ -137,23 +137,30 @@ __device__ inline int draw_from_sorted(const Team& team, int count, uint64_t tot
   return -1;
 }
 
-// Arguments by value: what a call's address is taken of would live in memory everywhere.
+// `total` as above. Arguments by value: what a call's address is taken of would live in memory everywhere.
 template <bool kInShared>
-__device__ __noinline__ int draw_by_selection(Team team, Slice<kInShared> slice, WeightOrder order, DrawParams p) {
-  const auto mass_upto = [&](uint32_t last_key) {
-    uint64_t mass = 0;
+__device__ __noinline__ int draw_by_selection(Team team, Slice<kInShared> slice, WeightOrder order, uint64_t total,
+                                              DrawParams p) {
+  uint64_t mass = total;
+  bool is_first = true;
+  if (p.top_k > 0) {
+    mass = select<true>(team, slice, order, {true, static_cast<uint64_t>(p.top_k) - 1}).through.mass;
+    is_first = false;
+  }
+  if (p.top_p < 1.0f) {
+    mass = select<true>(team, slice, order, p.nucleus(mass), is_first).through.mass;
+    is_first = false;
+  }
+  if (p.min_p > 0.0f) {
+    const uint32_t last_key = p.last_key();
+    uint64_t likely = 0;
     slice.for_each([&](float logit, int) {
       const uint32_t key = order.key(logit);
-      if (key <= last_key) mass += WeightOrder::mass(key);
+      if (key <= last_key) likely += WeightOrder::mass(key);
     });
-    return team.sum(mass);
-  };
-  uint64_t mass = p.top_k > 0
-                      ? select<true>(team, slice, order, {true, static_cast<uint64_t>(p.top_k) - 1}).through.mass
-                      : mass_upto(kNoKey - 1);
-  if (p.top_p < 1.0f) mass = select<true>(team, slice, order, p.nucleus(mass)).through.mass;
-  if (p.min_p > 0.0f) mass = min(mass, mass_upto(p.last_key()));
-  const Selection selected = select<true>(team, slice, order, p.draw(mass));
+    mass = min(mass, team.sum(likely));
+  }
+  const Selection selected = select<true>(team, slice, order, p.draw(mass), is_first);
   int drawn = -1;
   for_each_of_key(team, slice, order, selected.key, [&](uint32_t rank, int token) {
     if (rank == selected.rank) drawn = token;
@@ -190,7 +197,7 @@ __device__ int draw_token(Team& team, const Slice<kInShared>& slice, const Weigh
     slice.for_each([&](float logit, int) { candidates += (order.max - logit) * order.scale < 150.0f ? 1 : 0; });
     if (team.sum(candidates) <= static_cast<uint64_t>(p.top_k)) return draw_by_id(team, slice, order, p);
   }
-  if (listed < 0) return draw_by_selection(team, slice, order, p);
+  if (listed < 0) return draw_by_selection(team, slice, order, total, p);
   return team.is_first_block() ? draw_from_sorted(team, listed, total, p) : -1;
 }
 

@@ -40,7 +40,7 @@ __device__ void count_own(const Team& team, const Order& order, const LogitBins&
   const uint32_t key = order.key(own);
   const int bin = bins.bin(own);
   if (key != kNoKey && bin < LogitBins::kCount - 1) {
-    add_to_histogram<kByMass>(team.scratch, bin, Order::mass(key));
+    add_to_histogram<kByMass>(team.scratch, bin, !kByMass, Order::mass(key));
   }
 }
 // The tokens of bins 0 to this one pass the target, or it is the last bin.

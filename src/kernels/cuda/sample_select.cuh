@@ -89,10 +89,11 @@ __device__ inline void clear_histogram(Scratch& s) {
   for (int i = threadIdx.x; i < kBins; i += kThreads) s.counts[i] = s.mass_low[i] = s.mass_high[i] = 0;
 }
 
-template <bool kByMass>
-__device__ inline void add_to_histogram(Scratch& s, int bin, uint64_t mass) {
-  atomicAdd(&s.counts[bin], 1u);
-  if constexpr (kByMass) {
+// What a histogram holds: of counts and masses at least one.
+template <bool kMasses>
+__device__ inline void add_to_histogram(Scratch& s, int bin, bool counts, uint64_t mass) {
+  if (counts) atomicAdd(&s.counts[bin], 1u);
+  if constexpr (kMasses) {
     const uint32_t low = static_cast<uint32_t>(mass), before = atomicAdd(&s.mass_low[bin], low);
     const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + low < before ? 1 : 0);
     if (high != 0) atomicAdd(&s.mass_high[bin], high);
@@ -101,7 +102,7 @@ __device__ inline void add_to_histogram(Scratch& s, int bin, uint64_t mass) {
 
 // The first `bins` of the row's histograms, which all have met after writing, summed. All threads of a block call it
 // and all get the answer; the histograms must not change before all have met again.
-template <bool kByMass>
+template <bool kMasses>
 __device__ Crossing find_crossing(const Team& team, int bins, Tally before, Target target) {
   Scratch& s = team.scratch;
   Tally mine[2];  // of bins 2 * thread and the next
@@ -120,9 +121,11 @@ __device__ Crossing find_crossing(const Team& team, int bins, Tally before, Targ
       }
       return sum;
     };
-    const ulonglong2 counts = sum_of(s.counts);
-    mine[0].count = static_cast<uint32_t>(counts.x), mine[1].count = static_cast<uint32_t>(counts.y);
-    if constexpr (kByMass) {
+    if (target.by_count) {
+      const ulonglong2 counts = sum_of(s.counts);
+      mine[0].count = static_cast<uint32_t>(counts.x), mine[1].count = static_cast<uint32_t>(counts.y);
+    }
+    if constexpr (kMasses) {
       const ulonglong2 low = sum_of(s.mass_low), high = sum_of(s.mass_high);
       mine[0].mass = low.x + (high.x << 32), mine[1].mass = low.y + (high.y << 32);
     }
@@ -147,29 +150,44 @@ struct Selection {
   Tally through;  // of all tokens up to it; of all there are when none is found
 };
 
-template <bool kByMass, typename Order, bool kInShared>
-__device__ Selection select(const Team& team, const Slice<kInShared>& slice, const Order& order, Target target) {
+// The histogram over the first bits is the same for each selection from a row: the first one keeps it where the lists
+// were, and those behind it find it there.
+__device__ inline void copy_histogram(uint32_t* to, const uint32_t* from) {
+  for (int i = threadIdx.x; i < 3 * kBins; i += kThreads) to[i] = from[i];
+}
+
+// By count or, with kMasses, by either. Tallies through a selection by mass have no count.
+template <bool kMasses, typename Order, bool kInShared>
+__device__ Selection select(const Team& team, const Slice<kInShared>& slice, const Order& order, Target target,
+                            bool is_first = true) {
+  Scratch& s = team.scratch;
+  uint32_t* const kept = reinterpret_cast<uint32_t*>(s.list);
   uint32_t prefix = 0;
   Tally before;
   for (int high = Order::kBits; high > 0;) {
     const int shift = high > 10 ? high - 10 : 0;
-    clear_histogram(team.scratch);
-    __syncthreads();
-    slice.for_each([&](float logit, int token) {
-      const uint32_t key = order.key(logit);
-      if (key == kNoKey || (high < Order::kBits && key >> high != prefix)) return;
-      if (token >= slice.first_token + slice.count) return;
-      add_to_histogram<kByMass>(team.scratch, (key >> shift) & ((1u << (high - shift)) - 1), Order::mass(key));
-    });
+    if (high == Order::kBits && !is_first) {
+      copy_histogram(s.counts, kept);
+    } else {
+      clear_histogram(s);
+      __syncthreads();
+      slice.for_each([&](float logit, int token) {
+        const uint32_t key = order.key(logit);
+        if (key == kNoKey || (high < Order::kBits && key >> high != prefix)) return;
+        if (token >= slice.first_token + slice.count) return;
+        add_to_histogram<kMasses>(s, (key >> shift) & ((1u << (high - shift)) - 1), target.by_count, Order::mass(key));
+      });
+    }
     team.meet();
-    const Crossing crossing = find_crossing<kByMass>(team, 1 << (high - shift), before, target);
+    if (high == Order::kBits && is_first) copy_histogram(kept, s.counts);
+    const Crossing crossing = find_crossing<kMasses>(team, 1 << (high - shift), before, target);
     team.meet();
     if (crossing.bin < 0) return {false, 0, 0, crossing.before};
     before = crossing.before;
     prefix = prefix << (high - shift) | crossing.bin;
     high = shift;
   }
-  const uint64_t each = kByMass ? Order::mass(prefix) : 1;
+  const uint64_t each = kMasses ? Order::mass(prefix) : 1;
   const uint64_t have = target.by_count ? before.count : before.mass;
   const uint32_t rank = static_cast<uint32_t>((target.value - have) / (target.by_count ? 1 : each));
   return {true, prefix, rank, before + Tally{rank + 1, (rank + 1) * each}};
