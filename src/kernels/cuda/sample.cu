@@ -31,9 +31,17 @@ __device__ int token_of(uint64_t rank) { return rank == 0 ? -1 : static_cast<int
 __device__ float logit_of(uint64_t rank) {
   return rank == 0 ? kMinusInfinity : from_ordered_bits(static_cast<uint32_t>(rank >> 32));
 }
-__device__ ulonglong2 larger(ulonglong2 a, ulonglong2 b) { return {a.x > b.x ? a.x : b.x, 0}; }
+__device__ uint64_t largest_of_warp(uint64_t rank) {
+  const uint32_t high = static_cast<uint32_t>(rank >> 32), best = __reduce_max_sync(~0u, high);
+  return uint64_t{best} << 32 | __reduce_max_sync(~0u, high == best ? static_cast<uint32_t>(rank) : 0);
+}
+__device__ uint64_t largest(const Team& team, const ulonglong2* slots) {
+  uint64_t best = 0;
+  for (int i = team.lane; i < team.blocks * kWarps; i += 32) best = slots[i].x > best ? slots[i].x : best;
+  return largest_of_warp(best);
+}
 
-// The largest of this thread's.
+// The rank of this thread's largest.
 template <bool kInShared>
 __device__ uint64_t find_own(const Slice<kInShared>& slice) {
   float own = kMinusInfinity;
@@ -47,25 +55,25 @@ __device__ uint64_t find_own(const Slice<kInShared>& slice) {
 template <bool kInShared>
 __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
   const uint64_t own = find_own(slice);
-  const ulonglong2 all = team.reduce({own, own == 0 ? ~0ull : own}, {0, ~0ull}, [](ulonglong2 a, ulonglong2 b) {
-    return ulonglong2{a.x > b.x ? a.x : b.x, a.y < b.y ? a.y : b.y};
-  });
-  return {logit_of(all.x), token_of(all.x), logit_of(own), all.x == 0 ? kMinusInfinity : logit_of(all.y)};
+  uint32_t least = __reduce_min_sync(~0u, own == 0 ? ~0u : static_cast<uint32_t>(own >> 32));
+  const ulonglong2* slots = team.tell(largest_of_warp(own), least);
+  for (int i = team.lane; i < team.blocks * kWarps; i += 32) least = min(least, static_cast<uint32_t>(slots[i].y));
+  least = __reduce_min_sync(~0u, least);
+  const uint64_t best = largest(team, slots);
+  return {logit_of(best), token_of(best), logit_of(own), from_ordered_bits(least)};
 }
 
 // For a row that wants its largest logit and nothing else: its rank, in the first block. A block that has said what it
 // found is done, and leaves the GPU to another.
 template <bool kInShared>
 __device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice) {
-  const uint64_t of_warp = Team::reduce_warp({find_own(slice), 0}, larger).x;
+  const uint64_t of_warp = largest_of_warp(find_own(slice));
   ulonglong2* const slots = team.scratch.slots[0];
   if (team.lane == 0) *in_block(&slots[team.rank * kWarps + team.warp], 0) = {of_warp, 0};
   team.arrive();
   if (!team.is_first_block()) return 0;
   team.wait();
-  ulonglong2 best{0, 0};
-  for (int i = team.lane; i < team.blocks * kWarps; i += 32) best = larger(best, slots[i]);
-  return Team::reduce_warp(best, larger).x;
+  return largest(team, slots);
 }
 
 // As the host rounds it: no fused multiply-add.

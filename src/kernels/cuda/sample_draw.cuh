@@ -47,24 +47,23 @@ __device__ int draw_by_id(Team& team, const Slice<kInShared>& slice, const Weigh
     const float weight = order.weight(logit);
     return weight >= p.min_p ? weight : 0.0f;
   };
-  const auto add = [](ulonglong2 a, ulonglong2 b) { return ulonglong2{a.x + b.x, a.y + b.y}; };
   float mine = 0.0f;
   slice.for_each([&](float logit, int) { mine += weight_of(logit); });
-  const uint64_t of_warp = Team::reduce_warp({WeightOrder::to_mass(mine), 0}, add).x;
+  const uint64_t of_warp = Team::sum_of_warp(WeightOrder::to_mass(mine));
   const ulonglong2* masses = team.tell(of_warp);
-  ulonglong2 sums{0, 0};  // of all warps, of those before this one
+  uint64_t total = 0, before_warp = 0;  // of all warps, of those before this one
   const int self = team.rank * kWarps + team.warp;
   for (int i = team.lane; i < team.blocks * kWarps; i += 32) {
-    sums.x += masses[i].x;
-    if (i < self) sums.y += masses[i].x;
+    total += masses[i].x;
+    if (i < self) before_warp += masses[i].x;
   }
-  sums = Team::reduce_warp(sums, add);
-  const uint64_t target = p.draw(sums.x).value;
-  if (target < sums.y || target - sums.y >= of_warp) return -1;
+  total = Team::sum_of_warp(total), before_warp = Team::sum_of_warp(before_warp);
+  const uint64_t target = p.draw(total).value;
+  if (target < before_warp || target - before_warp >= of_warp) return -1;
 
   // It is one of this warp's. Summed in another order the warp's mass may come out a little less than the target, which
   // is the last token's then.
-  uint64_t left = target - sums.y;
+  uint64_t left = target - before_warp;
   int drawn = -1, last = -1;
   bool is_drawn = false;
   slice.for_each_piece([&](const float4& v, int token) {
@@ -101,7 +100,7 @@ __device__ inline int draw_from_sorted(const Team& team, int count, uint64_t tot
   uint64_t masses[2];
   for (int i = 0; i < 2; ++i) masses[i] = keys[i] == kNoKey ? 0 : WeightOrder::mass(keys[i]);
   Tally listed;
-  const uint64_t before = team.scan({0, masses[0] + masses[1]}, &listed).mass;
+  const uint64_t before = team.scan<true>({0, masses[0] + masses[1]}, &listed).mass;
   const uint64_t upto[3] = {before, before + masses[0], before + masses[0] + masses[1]};
   const auto passes = [&](int i, Target target) { return upto[i] <= target.value && target.value < upto[i + 1]; };
 

@@ -131,7 +131,7 @@ __device__ Crossing find_crossing(const Team& team, int bins, Tally before, Targ
     }
   }
   Tally total;
-  Tally here = before + team.scan(mine[0] + mine[1], &total);
+  Tally here = before + team.scan<kMasses>(mine[0] + mine[1], &total);
   if (threadIdx.x == 0) s.crossing = {-1, before + total};
   __syncthreads();
   for (int i = 0; i < 2; ++i) {
