@@ -42,19 +42,24 @@ __device__ uint64_t largest(const Team& team, const ulonglong2* slots) {
 }
 
 // The rank of this thread's largest.
-template <bool kInShared>
+template <bool kArriving, bool kInShared>
 __device__ uint64_t find_own(const Slice<kInShared>& slice) {
   float own = kMinusInfinity;
   int token = -1;
-  slice.for_each([&](float logit, int i) {
+  const auto visit = [&](float logit, int i) {
     if (logit > own) own = logit, token = i;
-  });
+  };
+  if constexpr (kArriving) {
+    slice.for_each_arriving(visit);
+  } else {
+    slice.for_each(visit);
+  }
   return rank_of(own, token);
 }
 
-template <bool kInShared>
+template <bool kArriving, bool kInShared>
 __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
-  const uint64_t own = find_own(slice);
+  const uint64_t own = find_own<kArriving>(slice);
   uint32_t least = __reduce_min_sync(~0u, own == 0 ? ~0u : static_cast<uint32_t>(own >> 32));
   const ulonglong2* slots = team.tell(largest_of_warp(own), least);
   for (int i = team.lane; i < team.blocks * kWarps; i += 32) least = min(least, static_cast<uint32_t>(slots[i].y));
@@ -67,7 +72,7 @@ __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
 // found is done, and leaves the GPU to another.
 template <bool kInShared>
 __device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice) {
-  const uint64_t of_warp = largest_of_warp(find_own(slice));
+  const uint64_t of_warp = largest_of_warp(find_own<true>(slice));
   ulonglong2* const slots = team.scratch.slots[0];
   if (team.lane == 0) *in_block(&slots[team.rank * kWarps + team.warp], 0) = {of_warp, 0};
   team.arrive();
@@ -186,9 +191,11 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   if (threadIdx.x < sizeof(SampleRow) / 4) {
     reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
   }
-  slice.finish_load();
   if (team.blocks > 1) cluster_wait();  // all blocks run, so their memory can be written
-  if (slot < 0) return;
+  if (slot < 0) {
+    slice.for_each_arriving([](float, int) {});  // a copy does not outlive its block
+    return;
+  }
 
   const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   double normalizer = 0.0;
@@ -204,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
     return;
   }
 
-  Peak peak = find_peak(team, slice);
+  Peak peak = find_peak<true>(team, slice);
   const SampleRow& row = s.row;  // since all have met
   const auto take = [&](int token) {
     write(token);
@@ -225,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
     for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
       if (slice.holds(a.token)) slice.at(a.token) = adjust(row, a, is_last, slice.at(a.token));
     });
-    peak = find_peak(team, slice);
+    peak = find_peak<false>(team, slice);
   }
   const bool is_good = peak.token >= 0 && isfinite(peak.max);
   if (!is_good || is_greedy) {
