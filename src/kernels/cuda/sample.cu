@@ -68,17 +68,13 @@ __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
   return {logit_of(best), token_of(best), logit_of(own), from_ordered_bits(least)};
 }
 
-// For a row that wants its largest logit and nothing else: its rank, in the first block. A block that has said what it
-// found is done, and leaves the GPU to another.
-template <bool kInShared>
-__device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice) {
-  const uint64_t of_warp = largest_of_warp(find_own<true>(slice));
-  ulonglong2* const slots = team.scratch.slots[0];
-  if (team.lane == 0) *in_block(&slots[team.rank * kWarps + team.warp], 0) = {of_warp, 0};
-  team.arrive();
-  if (!team.is_first_block()) return 0;
-  team.wait();
-  return largest(team, slots);
+// For a row that wants its largest logit and nothing else: its rank, in the first block.
+template <bool kInShared, typename Release>
+__device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice, const Release& release) {
+  const uint64_t own = find_own<true>(slice);
+  release();
+  const ulonglong2* slots = team.tell_first(largest_of_warp(own));
+  return team.is_first_block() ? largest(team, slots) : 0;
 }
 
 // As the host rounds it: no fused multiply-add.
@@ -107,8 +103,7 @@ __device__ double undo(const SampleRow& row, LogitAdjustment a, bool is_last, do
 
 // f(adjustment, whether it is of the last token) in one thread of the block for each token of the row that has one.
 template <typename F>
-__device__ void for_each_adjustment(const Team& team, const CudaSampleParams& p, const SampleRow& row, int last_token,
-                                    const F& f) {
+__device__ void for_each_adjustment(const Team& team, const SampleRow& row, int last_token, const F& f) {
   Scratch& s = team.scratch;
   if (threadIdx.x == 0) s.last_is_listed = 0;
   __syncthreads();
@@ -133,7 +128,7 @@ __device__ __noinline__ void list_by_selection(Team team, Slice<kInShared> slice
   for_each_of_key(team, slice, order, last.key, [&](uint32_t rank, int token) {
     if (rank <= last.rank) add_to_list(team, last.key, token);
   });
-  merge_lists(team);
+  finish_merge(team, merge_lists(team));
 }
 
 // Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
@@ -153,7 +148,9 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
 
   const Target target{true, static_cast<uint64_t>(wanted) - 1};
   list_bins(team, slice, order, bins, last_bin_needed<false>(team, target));
-  if (merge_lists(team) < 0) list_by_selection(team, slice, order, target);
+  const int merged = merge_lists(team);
+  finish_merge(team, merged);
+  if (merged < 0) list_by_selection(team, slice, order, target);
   if (team.is_first_block() && threadIdx.x < wanted) {
     // The logit itself may be adjusted already by another block that holds it in global memory.
     const uint64_t entry = team.scratch.sorted[threadIdx.x];
@@ -166,37 +163,17 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
   return normalizer;
 }
 
-template <bool kInShared>
-__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ CudaSampleParams p) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Scratch& s = *reinterpret_cast<Scratch*>(memory);
-  Team team{s};
-  if (team.blocks > 1) cluster_arrive();
-  let_next_kernel_start();
-  clear_histogram(s);
-  if (threadIdx.x == 0) s.list_count = 0;
-  const int row_index = blockIdx.x / team.blocks;
-  float* const logits = p.logits + row_index * p.row_stride;
-  const Slice<kInShared> slice(team, logits, p.vocab_size, p.row_stride,
-                               reinterpret_cast<float*>(memory + sizeof(Scratch)));
-  wait_for_earlier_kernels();
-  slice.start_load(logits);
-  const SampleRow* const from = p.rows + row_index;
+// Calls release() in each thread once the slice is of no more use, if that is before the row is done.
+template <bool kInShared, typename Release>
+__device__ void sample_row(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p, const SampleRow* from,
+                           const float* logits, const Release& release) {
+  Scratch& s = team.scratch;
   const int slot = from->slot;
   const bool has_logprobs = from->num_logprobs >= 0;
   const bool has_penalties =
       from->repetition_penalty != 1.0f || from->presence_penalty != 0.0f || from->frequency_penalty != 0.0f;
   const bool is_adjusted = from->num_adjustments > 0 || (from->counts_last_token && has_penalties);
   const bool is_greedy = from->temperature == 0.0f;
-  if (threadIdx.x < sizeof(SampleRow) / 4) {
-    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
-  }
-  if (team.blocks > 1) cluster_wait();  // all blocks run, so their memory can be written
-  if (slot < 0) {
-    slice.for_each_arriving([](float, int) {});  // a copy does not outlive its block
-    return;
-  }
-
   const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   double normalizer = 0.0;
   const auto write = [&](int token) {
@@ -205,12 +182,22 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
     if (token >= 0 && has_logprobs) result.logprob = static_cast<float>(logits[token] - normalizer);
     p.results[from->result] = result;
   };
+  if (slot < 0) {
+    slice.for_each_arriving([](float, int) {});  // before another copy to the same place begins
+    return;
+  }
   if (is_greedy && !is_adjusted && !has_logprobs) {
-    const uint64_t best = find_peak_alone(team, slice);
+    const uint64_t best = find_peak_alone(team, slice, release);
     if (is_first_thread) write(best != 0 && isfinite(logit_of(best)) ? token_of(best) : -1);
     return;
   }
 
+  __syncthreads();  // nobody is at the last row any more
+  clear_histogram(s);
+  if (threadIdx.x == 0) s.list_count = 0;
+  if (threadIdx.x < sizeof(SampleRow) / 4) {
+    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  }
   Peak peak = find_peak<true>(team, slice);
   const SampleRow& row = s.row;  // since all have met
   const auto take = [&](int token) {
@@ -221,7 +208,6 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   };
   if (peak.token < 0) {
     if (is_first_thread) take(-1);
-    if constexpr (!kInShared) team.meet();
     return;
   }
   if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak);
@@ -229,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   int last_token = -1;
   if (is_adjusted) {
     if (row.counts_last_token) last_token = p.tokens[slot];
-    for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
+    for_each_adjustment(team, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
       if (slice.holds(a.token)) slice.at(a.token) = adjust(row, a, is_last, slice.at(a.token));
     });
     peak = find_peak<false>(team, slice);
@@ -238,20 +224,50 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   if (!is_good || is_greedy) {
     if (is_first_thread) take(is_good ? peak.token : -1);
   } else {
-    const int drawn = draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least,
-                                 p.vocab_size, {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)});
+    const int drawn =
+        draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
+                   {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, release);
     if (drawn >= 0) take(drawn);
   }
   if constexpr (!kInShared) {
-    team.meet();
     if (!is_good || !is_adjusted || !has_logprobs) return;
     // take() found the adjusted logit.
-    for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
+    team.meet();
+    for_each_adjustment(team, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
       if (a.token == s.token && slice.holds(a.token)) {
         p.results[row.result].logprob = static_cast<float>(undo(row, a, is_last, logits[a.token]) - normalizer);
       }
     });
   }
+}
+
+template <bool kInShared>
+__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ CudaSampleParams p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Team team{*reinterpret_cast<Scratch*>(memory)};
+  let_next_kernel_start();
+  team.arrive();
+  const auto logits_of = [&](int row) { return p.logits + row * p.row_stride; };
+  const auto slice_of = [&](int row) {
+    float* const shared = reinterpret_cast<float*>(memory + sizeof(Scratch));
+    return Slice<kInShared>(team, logits_of(row), p.vocab_size, p.row_stride, shared);
+  };
+  const int step = static_cast<int>(gridDim.x) / team.blocks;
+  int row = static_cast<int>(blockIdx.x) / team.blocks;
+  wait_for_earlier_kernels();
+  slice_of(row).start_load(logits_of(row));
+  team.wait();  // all blocks run, so their memory can be written
+  for (; row < p.num_rows; row += step) {
+    const Slice<kInShared> slice = slice_of(row);
+    bool is_released = false;
+    const auto release = [&] {
+      if (!is_released && row + step < p.num_rows) slice.start_load(logits_of(row + step));
+      is_released = true;
+    };
+    sample_row(team, slice, p, p.rows + row, logits_of(row), release);
+    release();
+  }
+  team.meet();  // what one writes to another is there before that one is gone
 }
 
 Status check(const CudaSampleParams& p, const SamplePlan& plan) {
@@ -270,14 +286,40 @@ Status check(const CudaSampleParams& p, const SamplePlan& plan) {
   return ok_status();
 }
 
+// How many rows the GPU can have in work at once.
+template <typename Kernel>
+StatusOr<int> resident_rows(Kernel kernel, const SamplePlan& plan, int shared_bytes) {
+  int device = 0, multiprocessors = 0, blocks = 0, clusters = 0;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "sample"));
+  ONEPASS_RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "sample"));
+  if (plan.cluster == 1) {
+    ONEPASS_RETURN_IF_ERROR(
+        cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared_bytes), "sample"));
+    return std::max(1, blocks * multiprocessors);
+  }
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = plan.cluster, size.val.clusterDim.y = 1, size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(plan.cluster);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "sample"));
+  return std::max(1, clusters);
+}
+
 template <bool kInShared>
 Status launch(const CudaSampleParams& p, const SamplePlan& plan, CUstream_st* stream) {
   const auto kernel = sample_kernel<kInShared>;
   const auto bytes = static_cast<int>(sample_shared_bytes(p.vocab_size, plan, sizeof(Scratch)));
   ONEPASS_RETURN_IF_ERROR(
       cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample"));
+  ONEPASS_ASSIGN_OR_RETURN(const int resident, resident_rows(kernel, plan, bytes));
   return launch_early("sample", kernel,
-                      {.grid = dim3(static_cast<unsigned>(p.num_rows * plan.cluster)),
+                      {.grid = dim3(static_cast<unsigned>(std::min(p.num_rows, resident) * plan.cluster)),
                        .threads = kThreads,
                        .shared_bytes = static_cast<size_t>(bytes),
                        .cluster = plan.cluster},

@@ -124,6 +124,15 @@ struct Team {
     return slots;
   }
 
+  // The same to the first block alone; the others' answer means nothing.
+  __device__ const ulonglong2* tell_first(uint64_t x) {
+    ulonglong2* slots = scratch.slots[turn];
+    turn ^= 1;
+    if (lane == 0) *in_block(&slots[rank * kWarps + warp], 0) = {x, 0};
+    meet();
+    return slots;
+  }
+
   // Over the lanes, and over all threads of the row, in an order that is always the same; all of them get the result.
   template <typename T>
   __device__ static T sum_of_warp(T value) {

@@ -167,14 +167,17 @@ __device__ __noinline__ int draw_by_selection(Team team, Slice<kInShared> slice,
   return drawn;
 }
 
-// `own`, `least`: this thread's largest logit, and the smallest of such. The histogram and the list are clear.
-template <bool kInShared>
+// `own`, `least`: this thread's largest logit, and the smallest of such. The histogram and the list are clear. Calls
+// release() when the slice is of no more use, if it knows it early.
+template <bool kInShared, typename Release>
 __device__ int draw_token(Team& team, const Slice<kInShared>& slice, const WeightOrder& order, float own, float least,
-                          int vocab_size, DrawParams p) {
+                          int vocab_size, DrawParams p, const Release& release) {
   if (p.top_k >= vocab_size) p.top_k = 0;
   if (p.top_k == 0 && p.top_p >= 1.0f) return draw_by_id(team, slice, order, p);
   int listed = -1;
   uint64_t total = 0;
+  // The host sorts when top-k drops a token, if only one that weighs next to nothing.
+  const auto may_drop_none = [&] { return p.top_p >= 1.0f && (listed < 0 || listed <= p.top_k); };
   if (p.top_k <= kListCapacity) {
     const LogitBins bins(order, least);
     int last_bin;
@@ -189,9 +192,10 @@ __device__ int draw_token(Team& team, const Slice<kInShared>& slice, const Weigh
     }
     list_bins(team, slice, order, bins, last_bin);
     listed = merge_lists(team);
+    if (listed >= 0 && !may_drop_none()) release();
+    finish_merge(team, listed);
   }
-  // The host sorts when top-k drops a token, if only one that weighs next to nothing.
-  if (p.top_p >= 1.0f && (listed < 0 || listed <= p.top_k)) {
+  if (may_drop_none()) {
     uint64_t candidates = 0;
     slice.for_each([&](float logit, int) { candidates += (order.max - logit) * order.scale < 150.0f ? 1 : 0; });
     if (team.sum(candidates) <= static_cast<uint64_t>(p.top_k)) return draw_by_id(team, slice, order, p);

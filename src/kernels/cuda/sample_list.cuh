@@ -104,8 +104,8 @@ __device__ inline void sort_list(Scratch& s, int count) {
   __syncthreads();
 }
 
-// Brings the blocks' lists to the first one. The number of entries, or -1 when they are too many; the first block has
-// them sorted. All threads of the row call it, and may write lists again behind it.
+// Brings the blocks' lists to the first one. The number of entries, or -1 when they are too many. All threads of the
+// row call it, then finish_merge(), and may write lists again behind that.
 __device__ inline int merge_lists(const Team& team) {
   Scratch& s = team.scratch;
   team.meet();
@@ -130,11 +130,13 @@ __device__ inline int merge_lists(const Team& team) {
       s.sorted[i] = in_block(&s, rank)->list[at];
     }
   }
-  // The others may go on while the first block sorts.
-  team.arrive();
-  if (fits && team.is_first_block()) sort_list(s, total);
-  team.wait();
+  team.arrive();  // the others may go on while the first block sorts
   return fits ? total : -1;
+}
+// `merged` is what merge_lists() returned. The first block has the entries sorted.
+__device__ inline void finish_merge(const Team& team, int merged) {
+  if (merged >= 0 && team.is_first_block()) sort_list(team.scratch, merged);
+  team.wait();
 }
 
 }  // namespace onepass::sampling
