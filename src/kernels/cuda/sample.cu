@@ -69,10 +69,10 @@ __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
 }
 
 // For a row that wants its largest logit and nothing else: its rank, in the first block.
-template <bool kInShared, typename Release>
-__device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice, const Release& release) {
+template <bool kInShared>
+__device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice, const float* next) {
   const uint64_t own = find_own<true>(slice);
-  release();
+  if (next != nullptr) slice.start_load(next);
   const ulonglong2* slots = team.tell_first(largest_of_warp(own));
   return team.is_first_block() ? largest(team, slots) : 0;
 }
@@ -131,10 +131,15 @@ __device__ __noinline__ void list_by_selection(Team team, Slice<kInShared> slice
   finish_merge(team, merge_lists(team));
 }
 
+struct LogSum {
+  double value;
+  int turn;  // of Team
+};
+
 // Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
 template <bool kInShared>
-__device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p,
-                                     const SampleRow& row, const Peak& peak) {
+__device__ __noinline__ LogSum write_top_logprobs(Team team, Slice<kInShared> slice, const CudaSampleParams& p,
+                                                  const SampleRow& row, Peak peak) {
   float mine = 0.0f;
   slice.for_each([&](float logit, int) {
     if (logit > kMinusInfinity) mine += exp2_fast((logit - peak.max) * 1.44269504f);
@@ -144,7 +149,7 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
   const LogitBins bins(order, peak.least);
   if (wanted > 0) count_own<false>(team, order, bins, peak.own);
   const double normalizer = peak.max + log(team.sum(static_cast<double>(mine)));
-  if (wanted <= 0) return normalizer;
+  if (wanted <= 0) return {normalizer, team.turn};
 
   const Target target{true, static_cast<uint64_t>(wanted) - 1};
   list_bins(team, slice, order, bins, last_bin_needed<false>(team, target));
@@ -160,13 +165,14 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
   }
   clear_histogram(team.scratch);
   clear_list(team);
-  return normalizer;
+  return {normalizer, team.turn};
 }
 
-// Calls release() in each thread once the slice is of no more use, if that is before the row is done.
-template <bool kInShared, typename Release>
-__device__ void sample_row(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p, const SampleRow* from,
-                           const float* logits, const Release& release) {
+// Begins to copy the logits `next`, unless that is null, into the slice where it is of no more use before the row is
+// done, and says whether it has.
+template <bool kInShared>
+__device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p, const SampleRow* from,
+                           const float* logits, const float* next) {
   Scratch& s = team.scratch;
   const int slot = from->slot;
   const bool has_logprobs = from->num_logprobs >= 0;
@@ -184,12 +190,12 @@ __device__ void sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
   };
   if (slot < 0) {
     slice.for_each_arriving([](float, int) {});  // before another copy to the same place begins
-    return;
+    return false;
   }
   if (is_greedy && !is_adjusted && !has_logprobs) {
-    const uint64_t best = find_peak_alone(team, slice, release);
+    const uint64_t best = find_peak_alone(team, slice, next);
     if (is_first_thread) write(best != 0 && isfinite(logit_of(best)) ? token_of(best) : -1);
-    return;
+    return next != nullptr;
   }
 
   __syncthreads();  // nobody is at the last row any more
@@ -208,9 +214,12 @@ __device__ void sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
   };
   if (peak.token < 0) {
     if (is_first_thread) take(-1);
-    return;
+    return false;
   }
-  if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak);
+  if (has_logprobs) {
+    const LogSum sum = write_top_logprobs(team, slice, p, row, peak);
+    normalizer = sum.value, team.turn = sum.turn;
+  }
 
   int last_token = -1;
   if (is_adjusted) {
@@ -221,16 +230,18 @@ __device__ void sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
     peak = find_peak<false>(team, slice);
   }
   const bool is_good = peak.token >= 0 && isfinite(peak.max);
+  bool is_released = false;
   if (!is_good || is_greedy) {
     if (is_first_thread) take(is_good ? peak.token : -1);
   } else {
-    const int drawn =
+    const Drawn drawn =
         draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
-                   {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, release);
-    if (drawn >= 0) take(drawn);
+                   {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, next);
+    team.turn = drawn.turn, is_released = drawn.is_released;
+    if (drawn.token >= 0) take(drawn.token);
   }
   if constexpr (!kInShared) {
-    if (!is_good || !is_adjusted || !has_logprobs) return;
+    if (!is_good || !is_adjusted || !has_logprobs) return is_released;
     // take() found the adjusted logit.
     team.meet();
     for_each_adjustment(team, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
@@ -239,6 +250,7 @@ __device__ void sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
       }
     });
   }
+  return is_released;
 }
 
 template <bool kInShared>
@@ -259,13 +271,9 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   team.wait();  // all blocks run, so their memory can be written
   for (; row < p.num_rows; row += step) {
     const Slice<kInShared> slice = slice_of(row);
-    bool is_released = false;
-    const auto release = [&] {
-      if (!is_released && row + step < p.num_rows) slice.start_load(logits_of(row + step));
-      is_released = true;
-    };
-    sample_row(team, slice, p, p.rows + row, logits_of(row), release);
-    release();
+    const float* const next = row + step < p.num_rows ? logits_of(row + step) : nullptr;
+    const bool is_released = sample_row(team, slice, p, p.rows + row, logits_of(row), next);
+    if (!is_released && next != nullptr) slice.start_load(next);
   }
   team.meet();  // what one writes to another is there before that one is gone
 }

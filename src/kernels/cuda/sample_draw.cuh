@@ -17,6 +17,14 @@
 
 namespace onepass::sampling {
 
+// A draw is a call, so that its registers are its own; what it changes comes back by value, as an address would keep
+// its neighbours in memory.
+struct Drawn {
+  int token;         // in one thread of the row, -1 in the others
+  int turn;          // of Team
+  bool is_released;  // the copy of the next row into the slice has begun
+};
+
 struct DrawParams {
   int top_k;  // 0: off
   float top_p, min_p;
@@ -136,10 +144,10 @@ __device__ inline int draw_from_sorted(const Team& team, int count, uint64_t tot
   return -1;
 }
 
-// `total` as above. Arguments by value: what a call's address is taken of would live in memory everywhere.
+// `total` as above.
 template <bool kInShared>
-__device__ __noinline__ int draw_by_selection(Team team, Slice<kInShared> slice, WeightOrder order, uint64_t total,
-                                              DrawParams p) {
+__device__ __noinline__ Drawn draw_by_selection(Team team, Slice<kInShared> slice, WeightOrder order, uint64_t total,
+                                                DrawParams p) {
   uint64_t mass = total;
   bool is_first = true;
   if (p.top_k > 0) {
@@ -164,21 +172,22 @@ __device__ __noinline__ int draw_by_selection(Team team, Slice<kInShared> slice,
   for_each_of_key(team, slice, order, selected.key, [&](uint32_t rank, int token) {
     if (rank == selected.rank) drawn = token;
   });
-  return drawn;
+  return {drawn, team.turn, false};
 }
 
-// `own`, `least`: this thread's largest logit, and the smallest of such. The histogram and the list are clear. Calls
-// release() when the slice is of no more use, if it knows it early.
-template <bool kInShared, typename Release>
-__device__ int draw_token(Team& team, const Slice<kInShared>& slice, const WeightOrder& order, float own, float least,
-                          int vocab_size, DrawParams p, const Release& release) {
+// `own`, `least`: this thread's largest logit, and the smallest of such. The histogram and the list are clear. `next`:
+// the row that is to be copied into the slice once that is of no more use, or null.
+template <bool kInShared>
+__device__ __noinline__ Drawn draw_token(Team team, Slice<kInShared> slice, WeightOrder order, float own, float least,
+                                         int vocab_size, DrawParams p, const float* next) {
   if (p.top_k >= vocab_size) p.top_k = 0;
-  if (p.top_k == 0 && p.top_p >= 1.0f) return draw_by_id(team, slice, order, p);
+  bool is_by_id = p.top_k == 0 && p.top_p >= 1.0f;
   int listed = -1;
   uint64_t total = 0;
   // The host sorts when top-k drops a token, if only one that weighs next to nothing.
   const auto may_drop_none = [&] { return p.top_p >= 1.0f && (listed < 0 || listed <= p.top_k); };
-  if (p.top_k <= kListCapacity) {
+  bool is_released = false;
+  if (!is_by_id && p.top_k <= kListCapacity) {
     const LogitBins bins(order, least);
     int last_bin;
     if (p.top_k > 0) {
@@ -192,16 +201,26 @@ __device__ int draw_token(Team& team, const Slice<kInShared>& slice, const Weigh
     }
     list_bins(team, slice, order, bins, last_bin);
     listed = merge_lists(team);
-    if (listed >= 0 && !may_drop_none()) release();
+    if (listed >= 0 && !may_drop_none() && next != nullptr) {
+      slice.start_load(next);
+      is_released = true;
+    }
     finish_merge(team, listed);
   }
-  if (may_drop_none()) {
+  if (!is_by_id && may_drop_none()) {
     uint64_t candidates = 0;
     slice.for_each([&](float logit, int) { candidates += (order.max - logit) * order.scale < 150.0f ? 1 : 0; });
-    if (team.sum(candidates) <= static_cast<uint64_t>(p.top_k)) return draw_by_id(team, slice, order, p);
+    is_by_id = team.sum(candidates) <= static_cast<uint64_t>(p.top_k);
   }
-  if (listed < 0) return draw_by_selection(team, slice, order, total, p);
-  return team.is_first_block() ? draw_from_sorted(team, listed, total, p) : -1;
+  int token = -1;
+  if (is_by_id) {
+    token = draw_by_id(team, slice, order, p);
+  } else if (listed < 0) {
+    return draw_by_selection(team, slice, order, total, p);
+  } else if (team.is_first_block()) {
+    token = draw_from_sorted(team, listed, total, p);
+  }
+  return {token, team.turn, is_released};
 }
 
 }  // namespace onepass::sampling
