@@ -23,23 +23,58 @@ struct Peak {
   float least;  // the smallest `own` above -inf
 };
 
-template <bool kInShared>
-__device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
+// Numbers whose larger is of the larger logit or, where two are the same, the smaller id; 0 where there is none.
+__device__ uint64_t rank_of(float logit, int token) {
+  return token < 0 ? 0 : uint64_t{ordered_bits(logit)} << 32 | ~static_cast<uint32_t>(token);
+}
+__device__ int token_of(uint64_t rank) { return rank == 0 ? -1 : static_cast<int>(~static_cast<uint32_t>(rank)); }
+__device__ float logit_of(uint64_t rank) {
+  return rank == 0 ? kMinusInfinity : from_ordered_bits(static_cast<uint32_t>(rank >> 32));
+}
+__device__ uint64_t largest_of_warp(uint64_t rank) {
+  const uint32_t high = static_cast<uint32_t>(rank >> 32), best = __reduce_max_sync(~0u, high);
+  return uint64_t{best} << 32 | __reduce_max_sync(~0u, high == best ? static_cast<uint32_t>(rank) : 0);
+}
+__device__ uint64_t largest(const Team& team, const ulonglong2* slots) {
+  uint64_t best = 0;
+  for (int i = team.lane; i < team.blocks * kWarps; i += 32) best = slots[i].x > best ? slots[i].x : best;
+  return largest_of_warp(best);
+}
+
+// The rank of this thread's largest.
+template <bool kArriving, bool kInShared>
+__device__ uint64_t find_own(const Slice<kInShared>& slice) {
   float own = kMinusInfinity;
   int token = -1;
-  slice.for_each([&](float logit, int i) {
+  const auto visit = [&](float logit, int i) {
     if (logit > own) own = logit, token = i;
-  });
-  ulonglong2 mine{0, ~0ull};
-  if (token >= 0) {
-    mine = {uint64_t{ordered_bits(own)} << 32 | ~static_cast<uint32_t>(token), uint64_t{ordered_bits(own)}};
+  };
+  if constexpr (kArriving) {
+    slice.for_each_arriving(visit);
+  } else {
+    slice.for_each(visit);
   }
-  const ulonglong2 all = team.reduce(mine, {0, ~0ull}, [](ulonglong2 a, ulonglong2 b) {
-    return ulonglong2{a.x > b.x ? a.x : b.x, a.y < b.y ? a.y : b.y};
-  });
-  if (all.x == 0) return {kMinusInfinity, -1, own, kMinusInfinity};
-  return {from_ordered_bits(static_cast<uint32_t>(all.x >> 32)), static_cast<int>(~static_cast<uint32_t>(all.x)), own,
-          from_ordered_bits(static_cast<uint32_t>(all.y))};
+  return rank_of(own, token);
+}
+
+template <bool kArriving, bool kInShared>
+__device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
+  const uint64_t own = find_own<kArriving>(slice);
+  uint32_t least = __reduce_min_sync(~0u, own == 0 ? ~0u : static_cast<uint32_t>(own >> 32));
+  const ulonglong2* slots = team.tell(largest_of_warp(own), least);
+  for (int i = team.lane; i < team.blocks * kWarps; i += 32) least = min(least, static_cast<uint32_t>(slots[i].y));
+  least = __reduce_min_sync(~0u, least);
+  const uint64_t best = largest(team, slots);
+  return {logit_of(best), token_of(best), logit_of(own), from_ordered_bits(least)};
+}
+
+// For a row that wants its largest logit and nothing else: its rank, in the first block.
+template <bool kInShared>
+__device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice, const float* next) {
+  const uint64_t own = find_own<true>(slice);
+  if (next != nullptr) slice.start_load(next);
+  const ulonglong2* slots = team.tell_first(largest_of_warp(own));
+  return team.is_first_block() ? largest(team, slots) : 0;
 }
 
 // As the host rounds it: no fused multiply-add.
@@ -68,8 +103,7 @@ __device__ double undo(const SampleRow& row, LogitAdjustment a, bool is_last, do
 
 // f(adjustment, whether it is of the last token) in one thread of the block for each token of the row that has one.
 template <typename F>
-__device__ void for_each_adjustment(const Team& team, const CudaSampleParams& p, const SampleRow& row, int last_token,
-                                    const F& f) {
+__device__ void for_each_adjustment(const Team& team, const SampleRow& row, int last_token, const F& f) {
   Scratch& s = team.scratch;
   if (threadIdx.x == 0) s.last_is_listed = 0;
   __syncthreads();
@@ -83,34 +117,45 @@ __device__ void for_each_adjustment(const Team& team, const CudaSampleParams& p,
   __syncthreads();
 }
 
+// The list of the tokens that pass `target` and all before them, in the order of their likelihood.
+template <bool kInShared>
+__device__ __noinline__ void list_by_selection(Team team, Slice<kInShared> slice, LogitOrder order, Target target) {
+  const Selection last = select<false>(team, slice, order, target);
+  clear_list(team);
+  slice.for_each([&](float logit, int token) {
+    if (order.key(logit) < last.key) add_to_list(team, order.key(logit), token);
+  });
+  for_each_of_key(team, slice, order, last.key, [&](uint32_t rank, int token) {
+    if (rank <= last.rank) add_to_list(team, last.key, token);
+  });
+  finish_merge(team, merge_lists(team));
+}
+
+struct LogSum {
+  double value;
+  int turn;  // of Team
+};
+
 // Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
 template <bool kInShared>
-__device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p,
-                                     const SampleRow& row, const Peak& peak) {
+__device__ __noinline__ LogSum write_top_logprobs(Team team, Slice<kInShared> slice, const CudaSampleParams& p,
+                                                  const SampleRow& row, Peak peak) {
   float mine = 0.0f;
   slice.for_each([&](float logit, int) {
-    if (logit > kMinusInfinity) mine += exp2f((logit - peak.max) * 1.44269504f);
+    if (logit > kMinusInfinity) mine += exp2_fast((logit - peak.max) * 1.44269504f);
   });
   const int wanted = min(row.num_logprobs, p.vocab_size);
   const LogitOrder order{peak.max};
   const LogitBins bins(order, peak.least);
   if (wanted > 0) count_own<false>(team, order, bins, peak.own);
   const double normalizer = peak.max + log(team.sum(static_cast<double>(mine)));
-  if (wanted <= 0) return normalizer;
+  if (wanted <= 0) return {normalizer, team.turn};
 
   const Target target{true, static_cast<uint64_t>(wanted) - 1};
-  list_bins(team, slice, order, bins, last_bin_needed(team, target));
-  if (merge_lists(team) < 0) {
-    const Selection last = select<false>(team, slice, order, target);
-    clear_list(team);
-    slice.for_each([&](float logit, int token) {
-      if (order.key(logit) < last.key) add_to_list(team, order.key(logit), token);
-    });
-    for_each_of_key(team, slice, order, last.key, [&](uint32_t rank, int token) {
-      if (rank <= last.rank) add_to_list(team, last.key, token);
-    });
-    merge_lists(team);
-  }
+  list_bins(team, slice, order, bins, last_bin_needed<false>(team, target));
+  const int merged = merge_lists(team);
+  finish_merge(team, merged);
+  if (merged < 0) list_by_selection(team, slice, order, target);
   if (team.is_first_block() && threadIdx.x < wanted) {
     // The logit itself may be adjusted already by another block that holds it in global memory.
     const uint64_t entry = team.scratch.sorted[threadIdx.x];
@@ -120,82 +165,117 @@ __device__ double write_top_logprobs(Team& team, const Slice<kInShared>& slice, 
   }
   clear_histogram(team.scratch);
   clear_list(team);
-  return normalizer;
+  return {normalizer, team.turn};
 }
 
+// Begins to copy the logits `next`, unless that is null, into the slice where it is of no more use before the row is
+// done, and says whether it has.
 template <bool kInShared>
-__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ CudaSampleParams p) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Scratch& s = *reinterpret_cast<Scratch*>(memory);
-  Team team{s};
-  if (team.blocks > 1) cluster_arrive();
-  let_next_kernel_start();
-  clear_histogram(s);
-  if (threadIdx.x == 0) s.list_count = 0;
-  const int row_index = blockIdx.x / team.blocks;
-  float* const logits = p.logits + row_index * p.row_stride;
-  const Slice<kInShared> slice(team, logits, p.vocab_size, p.row_stride,
-                               reinterpret_cast<float*>(memory + sizeof(Scratch)));
-  wait_for_earlier_kernels();
-  slice.start_load(logits);
-  const SampleRow* const from = p.rows + row_index;
+__device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p, const SampleRow* from,
+                           const float* logits, const float* next) {
+  Scratch& s = team.scratch;
   const int slot = from->slot;
-  if (threadIdx.x < sizeof(SampleRow) / 4) {
-    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
-  }
-  slice.finish_load();
-  if (team.blocks > 1) cluster_wait();  // all blocks run, so their memory can be written
-  if (slot < 0) return;
-
-  Peak peak = find_peak(team, slice);
-  const SampleRow& row = s.row;  // since all have met
-  const bool has_logprobs = row.num_logprobs >= 0;
+  const bool has_logprobs = from->num_logprobs >= 0;
+  const bool has_penalties =
+      from->repetition_penalty != 1.0f || from->presence_penalty != 0.0f || from->frequency_penalty != 0.0f;
+  const bool is_adjusted = from->num_adjustments > 0 || (from->counts_last_token && has_penalties);
+  const bool is_greedy = from->temperature == 0.0f;
+  const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   double normalizer = 0.0;
-  const auto take = [&](int token) {
+  const auto write = [&](int token) {
     p.tokens[slot] = token < 0 ? 0 : token;
     SampledRow result{token};
     if (token >= 0 && has_logprobs) result.logprob = static_cast<float>(logits[token] - normalizer);
-    p.results[row.result] = result;
+    p.results[from->result] = result;
+  };
+  if (slot < 0) {
+    slice.for_each_arriving([](float, int) {});  // before another copy to the same place begins
+    return false;
+  }
+  if (is_greedy && !is_adjusted && !has_logprobs) {
+    const uint64_t best = find_peak_alone(team, slice, next);
+    if (is_first_thread) write(best != 0 && isfinite(logit_of(best)) ? token_of(best) : -1);
+    return next != nullptr;
+  }
+
+  __syncthreads();  // nobody is at the last row any more
+  clear_histogram(s);
+  if (threadIdx.x == 0) s.list_count = 0;
+  if (threadIdx.x < sizeof(SampleRow) / 4) {
+    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  }
+  Peak peak = find_peak<true>(team, slice);
+  const SampleRow& row = s.row;  // since all have met
+  const auto take = [&](int token) {
+    write(token);
     if constexpr (!kInShared) {
       for (int rank = 0; rank < team.blocks; ++rank) *in_block(&s.token, rank) = token;
     }
   };
-  const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   if (peak.token < 0) {
     if (is_first_thread) take(-1);
-    if constexpr (!kInShared) team.meet();
-    return;
+    return false;
   }
-  if (has_logprobs) normalizer = write_top_logprobs(team, slice, p, row, peak);
+  if (has_logprobs) {
+    const LogSum sum = write_top_logprobs(team, slice, p, row, peak);
+    normalizer = sum.value, team.turn = sum.turn;
+  }
 
-  const bool has_penalties =
-      row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f;
-  const bool is_adjusted = row.num_adjustments > 0 || (row.counts_last_token && has_penalties);
   int last_token = -1;
   if (is_adjusted) {
     if (row.counts_last_token) last_token = p.tokens[slot];
-    for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
+    for_each_adjustment(team, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
       if (slice.holds(a.token)) slice.at(a.token) = adjust(row, a, is_last, slice.at(a.token));
     });
-    peak = find_peak(team, slice);
+    peak = find_peak<false>(team, slice);
   }
   const bool is_good = peak.token >= 0 && isfinite(peak.max);
-  if (!is_good || row.temperature == 0.0f) {
+  bool is_released = false;
+  if (!is_good || is_greedy) {
     if (is_first_thread) take(is_good ? peak.token : -1);
   } else {
-    draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
-               {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, take);
+    const Drawn drawn =
+        draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
+                   {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, next);
+    team.turn = drawn.turn, is_released = drawn.is_released;
+    if (drawn.token >= 0) take(drawn.token);
   }
   if constexpr (!kInShared) {
-    team.meet();
-    if (!is_good || !is_adjusted || !has_logprobs) return;
+    if (!is_good || !is_adjusted || !has_logprobs) return is_released;
     // take() found the adjusted logit.
-    for_each_adjustment(team, p, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
+    team.meet();
+    for_each_adjustment(team, row, last_token, [&](const LogitAdjustment& a, bool is_last) {
       if (a.token == s.token && slice.holds(a.token)) {
         p.results[row.result].logprob = static_cast<float>(undo(row, a, is_last, logits[a.token]) - normalizer);
       }
     });
   }
+  return is_released;
+}
+
+template <bool kInShared>
+__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ CudaSampleParams p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Team team{*reinterpret_cast<Scratch*>(memory)};
+  let_next_kernel_start();
+  team.arrive();
+  const auto logits_of = [&](int row) { return p.logits + row * p.row_stride; };
+  const auto slice_of = [&](int row) {
+    float* const shared = reinterpret_cast<float*>(memory + sizeof(Scratch));
+    return Slice<kInShared>(team, logits_of(row), p.vocab_size, p.row_stride, shared);
+  };
+  const int step = static_cast<int>(gridDim.x) / team.blocks;
+  int row = static_cast<int>(blockIdx.x) / team.blocks;
+  wait_for_earlier_kernels();
+  slice_of(row).start_load(logits_of(row));
+  team.wait();  // all blocks run, so their memory can be written
+  for (; row < p.num_rows; row += step) {
+    const Slice<kInShared> slice = slice_of(row);
+    const float* const next = row + step < p.num_rows ? logits_of(row + step) : nullptr;
+    const bool is_released = sample_row(team, slice, p, p.rows + row, logits_of(row), next);
+    if (!is_released && next != nullptr) slice.start_load(next);
+  }
+  team.meet();  // what one writes to another is there before that one is gone
 }
 
 Status check(const CudaSampleParams& p, const SamplePlan& plan) {
@@ -214,14 +294,40 @@ Status check(const CudaSampleParams& p, const SamplePlan& plan) {
   return ok_status();
 }
 
+// How many rows the GPU can have in work at once.
+template <typename Kernel>
+StatusOr<int> resident_rows(Kernel kernel, const SamplePlan& plan, int shared_bytes) {
+  int device = 0, multiprocessors = 0, blocks = 0, clusters = 0;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "sample"));
+  ONEPASS_RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "sample"));
+  if (plan.cluster == 1) {
+    ONEPASS_RETURN_IF_ERROR(
+        cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared_bytes), "sample"));
+    return std::max(1, blocks * multiprocessors);
+  }
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = plan.cluster, size.val.clusterDim.y = 1, size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(plan.cluster);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "sample"));
+  return std::max(1, clusters);
+}
+
 template <bool kInShared>
 Status launch(const CudaSampleParams& p, const SamplePlan& plan, CUstream_st* stream) {
   const auto kernel = sample_kernel<kInShared>;
   const auto bytes = static_cast<int>(sample_shared_bytes(p.vocab_size, plan, sizeof(Scratch)));
   ONEPASS_RETURN_IF_ERROR(
       cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample"));
+  ONEPASS_ASSIGN_OR_RETURN(const int resident, resident_rows(kernel, plan, bytes));
   return launch_early("sample", kernel,
-                      {.grid = dim3(static_cast<unsigned>(p.num_rows * plan.cluster)),
+                      {.grid = dim3(static_cast<unsigned>(std::min(p.num_rows, resident) * plan.cluster)),
                        .threads = kThreads,
                        .shared_bytes = static_cast<size_t>(bytes),
                        .cluster = plan.cluster},

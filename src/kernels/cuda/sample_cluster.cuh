@@ -37,6 +37,7 @@ struct Crossing {
 // A block's own memory beside its slice of the logits.
 struct alignas(16) Scratch {
   uint32_t counts[kBins], mass_low[kBins], mass_high[kBins];
+  // Or, while selecting, a histogram that is kept.
   uint64_t list[kListCapacity];    // key << 32 | token
   uint64_t sorted[kListCapacity];  // of the first block: the lists of all, in order
   ulonglong2 slots[2][kSlots];     // what each of the row's warps says, in the order of their tokens
@@ -48,6 +49,8 @@ struct alignas(16) Scratch {
   int last_is_listed;
   int token;  // that was chosen, where logits stay in global memory
 };
+
+static_assert(sizeof(Scratch::list) + sizeof(Scratch::sorted) >= 3 * kBins * sizeof(uint32_t));
 
 __device__ inline int cluster_size() {
 #if __CUDA_ARCH__ >= 900
@@ -96,11 +99,18 @@ struct Team {
 
   // All threads of the row meet; what any of them wrote is seen by all.
   __device__ void meet() const {
-    if (blocks == 1) {
-      __syncthreads();
-    } else {
-      cluster_arrive();
+    arrive();
+    wait();
+  }
+  // The same in two steps: what was written before arrive() is seen after wait().
+  __device__ void arrive() const {
+    if (blocks > 1) cluster_arrive();
+  }
+  __device__ void wait() const {
+    if (blocks > 1) {
       cluster_wait();
+    } else {
+      __syncthreads();
     }
   }
 
@@ -114,51 +124,54 @@ struct Team {
     return slots;
   }
 
-  // Over the lanes, and over all threads of the row, in an order that is always the same; all of them get the result.
-  // `combine` takes and gives pairs of words, is associative, and `neutral` changes nothing.
-  template <typename Combine>
-  __device__ static ulonglong2 reduce_warp(ulonglong2 value, const Combine& combine) {
-    for (int step = 16; step > 0; step /= 2) {
-      const ulonglong2 other{__shfl_xor_sync(~0u, value.x, step), __shfl_xor_sync(~0u, value.y, step)};
-      value = combine(value, other);
-    }
-    return value;
-  }
-  template <typename Combine>
-  __device__ ulonglong2 reduce(ulonglong2 value, ulonglong2 neutral, const Combine& combine) {
-    value = reduce_warp(value, combine);
-    const ulonglong2* slots = tell(value.x, value.y);
-    value = neutral;
-    for (int i = lane; i < blocks * kWarps; i += 32) value = combine(value, slots[i]);
-    return reduce_warp(value, combine);
-  }
-  __device__ uint64_t sum(uint64_t value) {
-    return reduce({value, 0}, {0, 0}, [](ulonglong2 a, ulonglong2 b) { return ulonglong2{a.x + b.x, 0}; }).x;
-  }
-  __device__ double sum(double value) {
-    const auto bits = [](double x) { return static_cast<unsigned long long>(__double_as_longlong(x)); };
-    const auto number = [](unsigned long long x) { return __longlong_as_double(static_cast<long long>(x)); };
-    return number(reduce({bits(value), 0}, {0, 0}, [&](ulonglong2 a, ulonglong2 b) {
-                    return ulonglong2{bits(number(a.x) + number(b.x)), 0};
-                  }).x);
+  // The same to the first block alone; the others' answer means nothing.
+  __device__ const ulonglong2* tell_first(uint64_t x) {
+    ulonglong2* slots = scratch.slots[turn];
+    turn ^= 1;
+    if (lane == 0) *in_block(&slots[rank * kWarps + warp], 0) = {x, 0};
+    meet();
+    return slots;
   }
 
-  // Of the block alone: the sum of the threads before this one; `total` of all.
+  // Over the lanes, and over all threads of the row, in an order that is always the same; all of them get the result.
+  template <typename T>
+  __device__ static T sum_of_warp(T value) {
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    return value;
+  }
+  __device__ uint64_t sum(uint64_t value) {
+    const ulonglong2* slots = tell(sum_of_warp(value));
+    value = 0;
+    for (int i = lane; i < blocks * kWarps; i += 32) value += slots[i].x;
+    return sum_of_warp(value);
+  }
+  __device__ double sum(double value) {
+    const ulonglong2* slots = tell(static_cast<uint64_t>(__double_as_longlong(sum_of_warp(value))));
+    value = 0.0;
+    for (int i = lane; i < blocks * kWarps; i += 32) value += __longlong_as_double(static_cast<long long>(slots[i].x));
+    return sum_of_warp(value);
+  }
+
+  // Of the block alone: the sum of the threads before this one; `total` of all. The masses where there are any.
+  template <bool kMasses>
   __device__ Tally scan(Tally mine, Tally* total) const {
+    static_assert(kWarps <= 32);
     Tally upto = mine;
     for (int step = 1; step < 32; step *= 2) {
-      const Tally left{__shfl_up_sync(~0u, upto.count, step), __shfl_up_sync(~0u, upto.mass, step)};
+      Tally left{__shfl_up_sync(~0u, upto.count, step)};
+      if constexpr (kMasses) left.mass = __shfl_up_sync(~0u, upto.mass, step);
       if (lane >= step) upto = upto + left;
     }
     if (lane == 31) scratch.warp_tallies[warp] = upto;
     __syncthreads();
-    Tally before, all;
-    for (int i = 0; i < kWarps; ++i) {
-      if (i == warp) before = all;
-      all = all + scratch.warp_tallies[i];
-    }
+    const Tally of_warp = lane < kWarps ? scratch.warp_tallies[lane] : Tally();
     __syncthreads();  // before anyone writes the next scan's
-    *total = all;
+    total->count = __reduce_add_sync(~0u, of_warp.count);
+    Tally before{__reduce_add_sync(~0u, lane < warp ? of_warp.count : 0)};
+    if constexpr (kMasses) {
+      total->mass = sum_of_warp(of_warp.mass);
+      before.mass = sum_of_warp(lane < warp ? of_warp.mass : 0);
+    }
     return {before.count + upto.count - mine.count, before.mass + upto.mass - mine.mass};
   }
 };

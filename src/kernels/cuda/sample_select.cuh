@@ -17,8 +17,16 @@ namespace onepass::sampling {
 
 constexpr uint32_t kNoKey = ~0u;  // not a candidate
 
-// 2^-mass octaves below the likeliest; what is 40 or more below it weighs nothing: 262,144 such tokens are together
-// less than 2.5e-7 of the whole.
+// 2^x; what would be denormal is 0.
+__device__ inline float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// A token's weight is exp((logit - max) / temperature), and its key the octaves by which it is less than the
+// likeliest's. What is 40 or more octaves below weighs nothing: 262,144 such tokens are together less than 2.5e-7 of
+// the whole.
 struct WeightOrder {
   static constexpr int kBits = 30;
   static constexpr float kOctaves = 40.0f;
@@ -34,20 +42,17 @@ struct WeightOrder {
     const float octaves = (max - logit) * scale;
     return octaves < kOctaves ? static_cast<uint32_t>(octaves * kSteps) : kNoKey;  // NaN is no candidate
   }
+  __device__ static uint64_t to_mass(float weight) { return __float2ull_rz(weight * 0x1p40f); }
   __device__ static uint64_t mass(uint32_t key) {
-    float weight;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(weight) : "f"(static_cast<float>(key) * (-1.0f / kSteps)));
-    return __float2ull_rz(weight * 0x1p40f);
-  }
-  __device__ uint64_t mass_of(float logit) const {
-    const uint32_t k = key(logit);
-    return k == kNoKey ? 0 : mass(k);
+    return to_mass(exp2_fast(static_cast<float>(key) * (-1.0f / kSteps)));
   }
   // The largest key whose weight is at least `weight`, more than 0, of the likeliest's.
   __device__ static uint32_t last_key(float weight) {
     const float octaves = -log2f(weight);
     return octaves < kOctaves ? static_cast<uint32_t>(octaves * kSteps) : kNoKey - 1;
   }
+  // The quicker way, for sums of many: the weight, 0 where it is 2^-126 or less or is NaN.
+  __device__ float weight(float logit) const { return exp2_fast(fmaxf((logit - max) * scale, -150.0f)); }
   // How far below `max` it is worth to tell tokens apart, in logits.
   __device__ float span() const { return kOctaves / scale; }
 };
@@ -84,10 +89,11 @@ __device__ inline void clear_histogram(Scratch& s) {
   for (int i = threadIdx.x; i < kBins; i += kThreads) s.counts[i] = s.mass_low[i] = s.mass_high[i] = 0;
 }
 
-template <bool kByMass>
-__device__ inline void add_to_histogram(Scratch& s, int bin, uint64_t mass) {
-  atomicAdd(&s.counts[bin], 1u);
-  if constexpr (kByMass) {
+// What a histogram holds: of counts and masses at least one.
+template <bool kMasses>
+__device__ inline void add_to_histogram(Scratch& s, int bin, bool counts, uint64_t mass) {
+  if (counts) atomicAdd(&s.counts[bin], 1u);
+  if constexpr (kMasses) {
     const uint32_t low = static_cast<uint32_t>(mass), before = atomicAdd(&s.mass_low[bin], low);
     const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + low < before ? 1 : 0);
     if (high != 0) atomicAdd(&s.mass_high[bin], high);
@@ -96,22 +102,36 @@ __device__ inline void add_to_histogram(Scratch& s, int bin, uint64_t mass) {
 
 // The first `bins` of the row's histograms, which all have met after writing, summed. All threads of a block call it
 // and all get the answer; the histograms must not change before all have met again.
-__device__ inline Crossing find_crossing(const Team& team, int bins, Tally before, Target target) {
+template <bool kMasses>
+__device__ Crossing find_crossing(const Team& team, int bins, Tally before, Target target) {
   Scratch& s = team.scratch;
-  Tally mine[2];
-  for (int i = 0; i < 2; ++i) {
-    const int bin = static_cast<int>(threadIdx.x) * 2 + i;
-    if (bin >= bins) continue;
+  Tally mine[2];  // of bins 2 * thread and the next
+  if (static_cast<int>(threadIdx.x) * 2 < bins) {
+    // All loads of a kind are on their way before the first is needed.
+    const auto sum_of = [&](uint32_t(&of_block)[kBins]) {
+      uint2 found[kSampleMaxCluster];
 #pragma unroll
-    for (int rank = 0; rank < kSampleMaxCluster; ++rank) {
-      if (rank >= team.blocks) break;
-      const Scratch& other = *in_block(&s, rank);
-      mine[i].count += other.counts[bin];
-      mine[i].mass += other.mass_low[bin] + (uint64_t{other.mass_high[bin]} << 32);
+      for (int i = 0; i < kSampleMaxCluster; ++i) {
+        found[i] = *reinterpret_cast<const uint2*>(in_block(&of_block[threadIdx.x * 2], i < team.blocks ? i : 0));
+      }
+      ulonglong2 sum{0, 0};
+#pragma unroll
+      for (int i = 0; i < kSampleMaxCluster; ++i) {
+        if (i < team.blocks) sum.x += found[i].x, sum.y += found[i].y;
+      }
+      return sum;
+    };
+    if (target.by_count) {
+      const ulonglong2 counts = sum_of(s.counts);
+      mine[0].count = static_cast<uint32_t>(counts.x), mine[1].count = static_cast<uint32_t>(counts.y);
+    }
+    if constexpr (kMasses) {
+      const ulonglong2 low = sum_of(s.mass_low), high = sum_of(s.mass_high);
+      mine[0].mass = low.x + (high.x << 32), mine[1].mass = low.y + (high.y << 32);
     }
   }
   Tally total;
-  Tally here = before + team.scan(mine[0] + mine[1], &total);
+  Tally here = before + team.scan<kMasses>(mine[0] + mine[1], &total);
   if (threadIdx.x == 0) s.crossing = {-1, before + total};
   __syncthreads();
   for (int i = 0; i < 2; ++i) {
@@ -130,29 +150,44 @@ struct Selection {
   Tally through;  // of all tokens up to it; of all there are when none is found
 };
 
-template <bool kByMass, typename Order, bool kInShared>
-__device__ Selection select(const Team& team, const Slice<kInShared>& slice, const Order& order, Target target) {
+// The histogram over the first bits is the same for each selection from a row: the first one keeps it where the lists
+// were, and those behind it find it there.
+__device__ inline void copy_histogram(uint32_t* to, const uint32_t* from) {
+  for (int i = threadIdx.x; i < 3 * kBins; i += kThreads) to[i] = from[i];
+}
+
+// By count or, with kMasses, by either. Tallies through a selection by mass have no count.
+template <bool kMasses, typename Order, bool kInShared>
+__device__ Selection select(const Team& team, const Slice<kInShared>& slice, const Order& order, Target target,
+                            bool is_first = true) {
+  Scratch& s = team.scratch;
+  uint32_t* const kept = reinterpret_cast<uint32_t*>(s.list);
   uint32_t prefix = 0;
   Tally before;
   for (int high = Order::kBits; high > 0;) {
     const int shift = high > 10 ? high - 10 : 0;
-    clear_histogram(team.scratch);
-    __syncthreads();
-    slice.for_each([&](float logit, int token) {
-      const uint32_t key = order.key(logit);
-      if (key == kNoKey || (high < Order::kBits && key >> high != prefix)) return;
-      if (token >= slice.first_token + slice.count) return;
-      add_to_histogram<kByMass>(team.scratch, (key >> shift) & ((1u << (high - shift)) - 1), Order::mass(key));
-    });
+    if (high == Order::kBits && !is_first) {
+      copy_histogram(s.counts, kept);
+    } else {
+      clear_histogram(s);
+      __syncthreads();
+      slice.for_each([&](float logit, int token) {
+        const uint32_t key = order.key(logit);
+        if (key == kNoKey || (high < Order::kBits && key >> high != prefix)) return;
+        if (token >= slice.first_token + slice.count) return;
+        add_to_histogram<kMasses>(s, (key >> shift) & ((1u << (high - shift)) - 1), target.by_count, Order::mass(key));
+      });
+    }
     team.meet();
-    const Crossing crossing = find_crossing(team, 1 << (high - shift), before, target);
+    if (high == Order::kBits && is_first) copy_histogram(kept, s.counts);
+    const Crossing crossing = find_crossing<kMasses>(team, 1 << (high - shift), before, target);
     team.meet();
     if (crossing.bin < 0) return {false, 0, 0, crossing.before};
     before = crossing.before;
     prefix = prefix << (high - shift) | crossing.bin;
     high = shift;
   }
-  const uint64_t each = kByMass ? Order::mass(prefix) : 1;
+  const uint64_t each = kMasses ? Order::mass(prefix) : 1;
   const uint64_t have = target.by_count ? before.count : before.mass;
   const uint32_t rank = static_cast<uint32_t>((target.value - have) / (target.by_count ? 1 : each));
   return {true, prefix, rank, before + Tally{rank + 1, (rank + 1) * each}};

@@ -29,31 +29,46 @@ struct Slice {
     end_piece = (team.warp + 1) * pieces / kWarps;
   }
 
-  // Starts the copy of what this thread will visit; -inf follows the last token.
+  // Starts the copy of what this thread will visit, in parts that arrive one after another; -inf follows the last
+  // token.
   __device__ void start_load(const float* row) const {
     if constexpr (kInShared) {
       const float* from = row + first_token;
       const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(logits));
-      for (int piece = first_piece; piece < end_piece; ++piece) {
-        const int i = piece * kSamplePiece + threadIdx.x % 32 * 4;
-        if (by_vectors && i + 4 <= count) {
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 4), "l"(from + i) : "memory");
-          continue;
-        }
-        for (int j = i; j < i + 4; ++j) {
-          if (j < count) {
-            asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + j * 4), "l"(from + j) : "memory");
-          } else {
-            logits[j] = kMinusInfinity;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        for (int piece = begin_of(part); piece < begin_of(part + 1); ++piece) {
+          const int i = piece * kSamplePiece + threadIdx.x % 32 * 4;
+          if (by_vectors && i + 4 <= count) {
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 4), "l"(from + i) : "memory");
+            continue;
+          }
+          for (int j = i; j < i + 4; ++j) {
+            if (j < count) {
+              asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + j * 4), "l"(from + j) : "memory");
+            } else {
+              logits[j] = kMinusInfinity;
+            }
           }
         }
+        asm volatile("cp.async.commit_group;" ::: "memory");
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
     }
   }
-  // Until then this thread may visit nothing; other threads' tokens it may touch after a barrier only.
-  __device__ void finish_load() const {
-    if constexpr (kInShared) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  // The first visit to what is being loaded, as for_each(). Others' tokens a thread may touch after a barrier only.
+  template <typename F>
+  __device__ void for_each_arriving(const F& f) const {
+    if constexpr (kInShared) {
+      static_assert(kParts == 3);
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+      visit(begin_of(0), begin_of(1), f);
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      visit(begin_of(1), begin_of(2), f);
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      visit(begin_of(2), begin_of(3), f);
+    } else {
+      for_each(f);
+    }
   }
 
   __device__ float4 load(int i) const {
@@ -65,15 +80,7 @@ struct Slice {
   // f(logit, token) for each of this thread's, tokens ascending. Behind the vocabulary's end there is -inf.
   template <typename F>
   __device__ void for_each(const F& f) const {
-#pragma unroll 2
-    for (int piece = first_piece; piece < end_piece; ++piece) {
-      const int i = piece * kSamplePiece + threadIdx.x % 32 * 4;
-      const float4 v = load(i);
-      f(v.x, first_token + i);
-      f(v.y, first_token + i + 1);
-      f(v.z, first_token + i + 2);
-      f(v.w, first_token + i + 3);
-    }
+    visit(first_piece, end_piece, f);
   }
   // f(logits of four neighbours, token of the first) for this warp's pieces in turn; all lanes come along.
   template <typename F>
@@ -83,6 +90,21 @@ struct Slice {
       f(load(i), first_token + i);
     }
   }
+  template <typename F>
+  __device__ void visit(int begin, int end, const F& f) const {
+#pragma unroll 2
+    for (int piece = begin; piece < end; ++piece) {
+      const int i = piece * kSamplePiece + threadIdx.x % 32 * 4;
+      const float4 v = load(i);
+      f(v.x, first_token + i);
+      f(v.y, first_token + i + 1);
+      f(v.z, first_token + i + 2);
+      f(v.w, first_token + i + 3);
+    }
+  }
+  static constexpr int kParts = 3;
+  __device__ int begin_of(int part) const { return first_piece + (end_piece - first_piece) * part / kParts; }
+
   __device__ bool holds(int token) const { return token >= first_token && token < first_token + count; }
   __device__ float& at(int token) const { return logits[token - first_token]; }
 };
