@@ -3,6 +3,7 @@
 #include "tensor/cuda/cuda_copy.h"
 #include "tensor/cuda/cuda_stream.h"
 #include "tensor/cuda/pinned_buffer.h"
+#include "tensor/cuda/upload_kernel.h"
 #include "tensor/cuda_info.h"
 
 namespace onepass {
@@ -45,6 +46,7 @@ Status CudaGraph::launch(const CudaStream&) const { return no_cuda(); }
 
 Status copy_async(void*, const void*, size_t, CUstream_st*) { return no_cuda(); }
 Status copy_rows_async(void*, size_t, const void*, size_t, size_t, size_t, CUstream_st*) { return no_cuda(); }
+Status upload_by_kernel(void*, const void*, size_t, CUstream_st*) { return no_cuda(); }
 Status synchronize(CUstream_st*) { return no_cuda(); }
 StatusOr<CudaMemory> cuda_memory() { return no_cuda(); }
 Status set_current_gpu(int) { return no_cuda(); }

@@ -1,7 +1,7 @@
 #include "tensor/step_upload.h"
 
 #include "base/check.h"
-#include "tensor/cuda/cuda_copy.h"
+#include "tensor/cuda/upload_kernel.h"
 
 namespace onepass {
 
@@ -32,7 +32,7 @@ size_t StepUpload::take(size_t size) {
 
 Status StepUpload::send(const Stream& stream) {
   if (!is_on_gpu_) return ok_status();
-  return copy_async(device_, staging_[current_].data(), used_, stream.cuda);
+  return upload_by_kernel(device_, staging_[current_].data(), used_, stream.cuda);
 }
 
 }  // namespace onepass
