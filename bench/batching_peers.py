@@ -16,9 +16,13 @@ import pathlib
 import random
 import statistics
 import subprocess
+import sys
 import time
 
-import llama_cpp
+try:
+    import llama_cpp
+except ImportError:
+    llama_cpp = None  # --help works all the same
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UBATCH = 512
@@ -92,6 +96,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
+    if llama_cpp is None:
+        sys.exit("batching_peers.py: llama_cpp: expected it to be installed (pip install llama-cpp-python), found none")
     print(f"{args.threads} threads, input {args.input_len}, output {args.output_len}: new tokens a second")
     print(f"{'sequences':>9} {'onepass':>10} {'llama.cpp':>10} {'ratio':>7}   decode steps alone")
     for sequences in args.sequences:

@@ -14,9 +14,13 @@ import pathlib
 import random
 import statistics
 import subprocess
+import sys
 import time
 
-import llama_cpp
+try:
+    import llama_cpp
+except ImportError:
+    llama_cpp = None  # --help works all the same
 
 KV_TYPES = {"f16": 1, "bf16": 30}  # ggml_type; the Python module names not all of them
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -78,6 +82,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kv-type", choices=KV_TYPES, default="f16", help="llama.cpp's K and V; f16 is its default")
     args = parser.parse_args()
+    if llama_cpp is None:
+        sys.exit("model_peers.py: llama_cpp: expected it to be installed (pip install llama-cpp-python), found none")
     peer = LlamaCpp(args.model / "model.gguf", args.threads, args.input_len + args.output_len + 64, args.kv_type)
     peer.measure(args.input_len, 4)
     ours, theirs = [], []

@@ -1,7 +1,8 @@
 # CUDA, found when it is there: nvcc on the PATH or under /usr/local/cuda. Sets ONEPASS_HAVE_CUDA.
 #
 # The runtime is linked statically and the driver's library not at all: the runtime opens it when it is first called, so the
-# same binary runs on a machine without any file of NVIDIA's. Code is made for Hopper alone (sm_90a).
+# same binary runs on a machine without any file of NVIDIA's. By default code is made for
+# Hopper (sm_90a); rooms whose kernels run on other GPUs too say so.
 set(ONEPASS_CUDA AUTO CACHE STRING "Compile the CUDA code: AUTO (if there is an nvcc), ON or OFF")
 set_property(CACHE ONEPASS_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(ONEPASS_HAVE_CUDA OFF)

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -48,6 +49,19 @@ class CommandLineTest : public testing::Test {
                                 (dir_ / "out").string() + " 2>" + (dir_ / "err").string() + " " + arguments;
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(dir_ / "out"), read_file(dir_ / "err")};
+  }
+
+  // Fails with status 1 (or another), nothing on stdout, and one line on stderr that begins with the program's name and
+  // holds `expected`.
+  void expect_error(const std::string& arguments, const std::string& expected, int exit_status = 1) {
+    const CommandResult result = run(arguments);
+    EXPECT_EQ(result.exit_status, exit_status) << arguments << "\n" << result.err;
+    EXPECT_EQ(result.out.substr(0, 200), "") << arguments;
+    EXPECT_NE(result.err.find(expected), std::string::npos)
+        << arguments << "\nexpected: " << expected << "\nfound: " << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    EXPECT_EQ(result.err.rfind("onepass: ", 0), 0u) << result.err;
+    EXPECT_LT(result.err.size(), 600u) << result.err;
   }
 
   static std::string bundled_model(const std::string& name) { return (source_dir() / "models" / name).string(); }

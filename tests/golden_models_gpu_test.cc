@@ -250,7 +250,7 @@ TEST_P(OneModelOnGpu, AModelThatDoesNotFitIsRefusedBeforeItIsLoaded) {
   const Status status = Engine::create(huge).status();
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_EQ(status.message().substr(0, 26), "weights: expected at most ") << status;
-  EXPECT_NE(status.message().find(" of the memory of cuda:0 ("), std::string::npos) << status;
+  EXPECT_NE(status.message().find(" MiB of cuda:0"), std::string::npos) << status;
   EXPECT_EQ(loaded, 0);
   std::filesystem::remove_all(folder);
 }

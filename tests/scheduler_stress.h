@@ -74,8 +74,10 @@ class SchedulerStress {
   explicit SchedulerStress(const StressOptions& options) : options_(options) {
     const char* const seed = std::getenv("ONEPASS_TEST_SEED");
     random_.seed(seed != nullptr ? std::strtoul(seed, nullptr, 10) : 12);
-    alone_ = start({.page_size = 64, .num_threads = 1, .max_requests = 1, .max_tokens_per_step = 512},
-                   {.prefix_caching = false});
+    // As plainly as can be: nothing cached, replayed or under way at the same time.
+    alone_ =
+        start({.page_size = 64, .num_threads = 1, .max_requests = 1, .cuda_graphs = false, .max_tokens_per_step = 512},
+              {.prefix_caching = false, .steps_in_flight = 1});
     const std::vector<int32_t> shared[] = {tokens(40), tokens(70), tokens(70)};
     for (int i = 0; i < options_.num_requests; ++i) {
       StressRequest& one = requests_.emplace_back();

@@ -12,7 +12,7 @@ void stress_gpu(const std::string& model, bool has_tokenizer) {
   if (!gpu->usable) GTEST_SKIP() << "no code for " << gpu->name;
   SchedulerStress stress(
       {.model = model, .has_tokenizer = has_tokenizer, .device = {.kind = DeviceKind::kCuda}, .num_requests = 512});
-  stress.run({.page_size = 16, .max_requests = 48, .max_tokens_per_step = 128}, {});
+  stress.run({.page_size = 16, .max_requests = 48, .max_tokens_per_step = 128}, {.steps_in_flight = 1});
   stress.run({.page_size = 64, .max_requests = 100, .max_tokens_per_step = 512}, {.steps_in_flight = 2});
   stress.run({.page_size = 8, .max_requests = 24, .cuda_graphs = false, .max_tokens_per_step = 200},
              {.steps_in_flight = 2});

@@ -13,7 +13,7 @@ constexpr int kRequests = 256;
 // Evicted, retracted and taken up again, beside others that are cancelled: every answer is the one that it is alone.
 TEST(StressTest, EachAnswerIsWhatItIsAlone) {
   SchedulerStress stress({.model = "models/shakespeare-1m", .num_requests = kRequests});
-  stress.run({.page_size = 8, .max_requests = 48, .max_tokens_per_step = 128}, {});
+  stress.run({.page_size = 8, .max_requests = 48, .max_tokens_per_step = 128}, {.steps_in_flight = 1});
   stress.run({.page_size = 16, .max_requests = 32, .max_tokens_per_step = 200}, {.steps_in_flight = 2});
 }
 

@@ -117,7 +117,8 @@ StatusOr<std::unique_ptr<Decoder>> Decoder::load(const Options& options, const S
   } else {
     ONEPASS_ASSIGN_OR_RETURN(source, open_weight_files(options.model_dir));
   }
-  ONEPASS_ASSIGN_OR_RETURN(DecoderWeights weights, load_decoder_weights(config, std::move(source), stream, options.loading));
+  ONEPASS_ASSIGN_OR_RETURN(DecoderWeights weights,
+                           load_decoder_weights(config, std::move(source), stream, options.loading));
   return std::unique_ptr<Decoder>(new Decoder(std::move(config), std::move(weights)));
 }
 

@@ -128,12 +128,12 @@ Status check_weights_fit(int64_t weight_bytes, int64_t free_bytes, int64_t total
   const double room = std::max(0.0, memory_fraction * total - used);
   if (static_cast<double>(weight_bytes) <= room) return ok_status();
   constexpr double kMiB = 1 << 20;
-  return resource_exhausted(
-      absl::StrFormat("weights: expected at most %.0f MiB, as much as %g of the memory of %s (%.0f MiB, %.0f in use) "
-                      "has room for, found "
-                      "%.0f MiB",
-                      room / kMiB, memory_fraction, to_string(device), total / kMiB, used / kMiB,
-                      static_cast<double>(weight_bytes) / kMiB));
+  const std::string limit =
+      memory_fraction < 1.0 ? absl::StrFormat("what --mem-fraction %g of the %.0f MiB of %s leaves beside %.0f in use",
+                                              memory_fraction, total / kMiB, to_string(device), used / kMiB)
+                            : absl::StrFormat("what is free of the %.0f MiB of %s", total / kMiB, to_string(device));
+  return resource_exhausted(absl::StrFormat("weights: expected at most %.0f MiB, %s, found %.0f MiB", room / kMiB,
+                                            limit, static_cast<double>(weight_bytes) / kMiB));
 }
 
 StatusOr<DecoderWeights> load_decoder_weights(const ModelConfig& config, std::unique_ptr<WeightSource> source,

@@ -114,8 +114,10 @@ TEST(WeightsFitTest, IsToldInNumbers) {
   EXPECT_TRUE(check_weights_fit(5 * mib, 6 * mib, 10 * mib, 0.9, gpu).ok());
   EXPECT_TRUE(check_weights_fit(6 * mib, 6 * mib, 10 * mib, 1.0, gpu).ok());
   EXPECT_EQ(check_weights_fit(6 * mib, 6 * mib, 10 * mib, 0.9, gpu).message(),
-            "weights: expected at most 5 MiB, as much as 0.9 of the memory of cuda:1 (10 MiB, 4 in use) has room for, "
+            "weights: expected at most 5 MiB, what --mem-fraction 0.9 of the 10 MiB of cuda:1 leaves beside 4 in use, "
             "found 6 MiB");
+  EXPECT_EQ(check_weights_fit(7 * mib, 6 * mib, 10 * mib, 1.0, gpu).message(),
+            "weights: expected at most 6 MiB, what is free of the 10 MiB of cuda:1, found 7 MiB");
   EXPECT_EQ(check_weights_fit(1, mib, 10 * mib, 0.5, gpu).message().substr(0, 32), "weights: expected at most 0 MiB,");
 }
 
