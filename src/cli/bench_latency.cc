@@ -134,6 +134,12 @@ Status run(const LatencyOptions& options) {
       {"decode_tok_per_s", step > 0 ? options.batch_size / step : 0.0},
       {"decode_weight_gb_per_s", step > 0 ? weight_bytes / step * 1e-9 : 0.0},
   };
+  const GraphCapture& graphs = engine->runner().graph_capture();
+  if (graphs.count > 0) {
+    output["cuda_graphs"] = graphs.count;
+    output["cuda_graph_seconds"] = graphs.seconds;
+    output["cuda_graph_bytes"] = graphs.bytes;
+  }
   if (options.peaks) {
     const Stream& stream = engine->runner().stream();
     const double bandwidth = measure_dram_read_bandwidth(stream);
@@ -152,6 +158,10 @@ Status run(const LatencyOptions& options) {
               engine->runner().device_description().c_str(), options.batch_size, options.input_len, options.output_len,
               options.iterations);
   std::printf("  load     %9.2f s\n", load_seconds);
+  if (graphs.count > 0) {
+    std::printf("  capture  %9.2f s    %10d graphs   %8.1f MiB\n", graphs.seconds, graphs.count,
+                static_cast<double>(graphs.bytes) / (1 << 20));
+  }
   std::printf("  prefill  %9.2f ms   %10.1f tok/s   %8.1f GFLOP/s\n", prefill * 1e3, input_tokens / prefill,
               output["prefill_gflop_per_s"].get<double>());
   if (!steps.empty()) {

@@ -1,6 +1,7 @@
 #include "engine/model_runner.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/check.h"
 #include "base/memory_info.h"
@@ -19,6 +20,11 @@ Status check_gpu(const Device& device) {
                          gpu.compute_capability / 10, ".", gpu.compute_capability % 10, ")");
   }
   return set_current_gpu(device.index);
+}
+
+StatusOr<int64_t> used_gpu_memory() {
+  ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
+  return static_cast<int64_t>(memory.total - memory.free);
 }
 
 int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
@@ -109,7 +115,15 @@ Status ModelRunner::allocate() {
   }
   ONEPASS_ASSIGN_OR_RETURN(kv.num_pages, count_pages(kv, beside_cache));
   ONEPASS_RETURN_IF_ERROR(allocate_cache(kv));
-  return capture_graphs(0, num_graphs());
+  if (num_graphs() == 0) return ok_status();
+  const auto start = std::chrono::steady_clock::now();
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t before, used_gpu_memory());
+  ONEPASS_RETURN_IF_ERROR(capture_graphs(0, num_graphs()));
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t after, used_gpu_memory());
+  graph_capture_ = {.count = static_cast<int>(num_graphs()),
+                    .seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(),
+                    .bytes = after - before};
+  return ok_status();
 }
 
 Status ModelRunner::allocate_cache(const KvPoolConfig& kv) {
@@ -136,23 +150,19 @@ void ModelRunner::free_cache() {
 }
 
 StatusOr<int64_t> ModelRunner::measure_beside_cache(KvPoolConfig kv) {
-  const auto used = []() -> StatusOr<int64_t> {
-    ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
-    return static_cast<int64_t>(memory.total - memory.free);
-  };
   kv.num_pages = 2;
-  ONEPASS_ASSIGN_OR_RETURN(const int64_t before, used());
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t before, used_gpu_memory());
   ONEPASS_RETURN_IF_ERROR(allocate_cache(kv));
   // The first graph may be the first to use a kernel; the second one shows what each of the others takes.
   const size_t captured = std::min<size_t>(2, num_graphs());
   int64_t last_graph = 0;
   for (size_t i = 0; i < captured; ++i) {
-    ONEPASS_ASSIGN_OR_RETURN(const int64_t without, used());
+    ONEPASS_ASSIGN_OR_RETURN(const int64_t without, used_gpu_memory());
     ONEPASS_RETURN_IF_ERROR(capture_graphs(i, 1));
-    ONEPASS_ASSIGN_OR_RETURN(const int64_t with, used());
+    ONEPASS_ASSIGN_OR_RETURN(const int64_t with, used_gpu_memory());
     last_graph = with - without;
   }
-  ONEPASS_ASSIGN_OR_RETURN(const int64_t now, used());
+  ONEPASS_ASSIGN_OR_RETURN(const int64_t now, used_gpu_memory());
   free_cache();
   return now - before + static_cast<int64_t>(num_graphs() - captured) * last_graph;
 }

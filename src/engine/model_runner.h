@@ -55,6 +55,13 @@ struct ModelRunnerOptions {
   std::function<void(int done, int total)> on_load_progress;
 };
 
+// What capturing took at the start.
+struct GraphCapture {
+  int count = 0;
+  double seconds = 0.0;
+  int64_t bytes = 0;  // of the GPU's memory
+};
+
 // Used by one thread at a time. Holds the request table and the pool; which pages belong to whom is the Engine's
 // business.
 class ModelRunner {
@@ -85,6 +92,8 @@ class ModelRunner {
   // The tokens of the oldest step in flight, in the order of its work; waits for it. An error is a GPU's: none of its
   // tokens can be trusted. REQUIRES: there is one.
   StatusOr<std::vector<StatusOr<SampledToken>>> collect();
+
+  const GraphCapture& graph_capture() const { return graph_capture_; }
 
   // What launched steps have taken of the device's time. Those in flight are not in it.
   const StepTimes& step_times() const { return clock_.times(); }
@@ -136,6 +145,7 @@ class ModelRunner {
   LogitsBuffer logits_;
   std::unique_ptr<StepSampler> sampler_;
   StepGraphs graphs_;
+  GraphCapture graph_capture_;
   StepClock clock_;
   std::deque<bool> in_flight_;  // whether the step samples, of each that is
   Batch padded_;  // scratch
