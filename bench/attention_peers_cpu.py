@@ -71,4 +71,3 @@ def main(args: argparse.Namespace) -> None:
         ms, peer = median(r["ms"] for r in runs), median(t[i] for t in theirs)
         of_peak, of_read = median(r["of_peak"] for r in runs), median(r["of_read"] for r in runs)
         print(f"{shape['name']:24} {ms:9.3f} {of_peak:8.1%} {of_read:8.1%} {peer:9.3f} {peer / ms:6.2f}x")
-

@@ -16,7 +16,7 @@ class CliTest : public CommandLineTest {
  protected:
   // A copy of the bundled model, to be damaged.
   fs::path copy_model() {
-    const fs::path copy = dir_ / "model";
+    fs::path copy = dir_ / "model";
     fs::remove_all(copy);
     fs::copy(model_, copy, fs::copy_options::recursive);
     return copy;

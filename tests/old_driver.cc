@@ -10,6 +10,7 @@ int unexpected() { return 999; }  // CUDA_ERROR_UNKNOWN
 
 }  // namespace
 
+// NOLINTBEGIN(readability-identifier-naming): the driver's own names.
 extern "C" {
 
 int cuInit(unsigned) { return kFound; }
@@ -45,3 +46,4 @@ int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t
 }
 
 }  // extern "C"
+// NOLINTEND(readability-identifier-naming)
