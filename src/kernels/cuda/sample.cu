@@ -37,7 +37,7 @@ __device__ uint64_t largest_of_warp(uint64_t rank) {
 }
 __device__ uint64_t largest(const Team& team, const ulonglong2* slots) {
   uint64_t best = 0;
-  for (int i = team.lane; i < team.blocks * kWarps; i += 32) best = slots[i].x > best ? slots[i].x : best;
+  team.for_each_slot([&](int i) { best = slots[i].x > best ? slots[i].x : best; });
   return largest_of_warp(best);
 }
 
@@ -62,7 +62,7 @@ __device__ Peak find_peak(Team& team, const Slice<kInShared>& slice) {
   const uint64_t own = find_own<kArriving>(slice);
   uint32_t least = __reduce_min_sync(~0u, own == 0 ? ~0u : static_cast<uint32_t>(own >> 32));
   const ulonglong2* slots = team.tell(largest_of_warp(own), least);
-  for (int i = team.lane; i < team.blocks * kWarps; i += 32) least = min(least, static_cast<uint32_t>(slots[i].y));
+  team.for_each_slot([&](int i) { least = min(least, static_cast<uint32_t>(slots[i].y)); });
   least = __reduce_min_sync(~0u, least);
   const uint64_t best = largest(team, slots);
   return {logit_of(best), token_of(best), logit_of(own), from_ordered_bits(least)};

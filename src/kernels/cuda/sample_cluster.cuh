@@ -133,6 +133,15 @@ struct Team {
     return slots;
   }
 
+  // f(i) for this lane's share of the slots.
+  template <typename F>
+  __device__ void for_each_slot(const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kSlots; i += 32) {
+      if (i + lane < blocks * kWarps) f(i + lane);
+    }
+  }
+
   // Over the lanes, and over all threads of the row, in an order that is always the same; all of them get the result.
   template <typename T>
   __device__ static T sum_of_warp(T value) {
@@ -142,13 +151,13 @@ struct Team {
   __device__ uint64_t sum(uint64_t value) {
     const ulonglong2* slots = tell(sum_of_warp(value));
     value = 0;
-    for (int i = lane; i < blocks * kWarps; i += 32) value += slots[i].x;
+    for_each_slot([&](int i) { value += slots[i].x; });
     return sum_of_warp(value);
   }
   __device__ double sum(double value) {
     const ulonglong2* slots = tell(static_cast<uint64_t>(__double_as_longlong(sum_of_warp(value))));
     value = 0.0;
-    for (int i = lane; i < blocks * kWarps; i += 32) value += __longlong_as_double(static_cast<long long>(slots[i].x));
+    for_each_slot([&](int i) { value += __longlong_as_double(static_cast<long long>(slots[i].x)); });
     return sum_of_warp(value);
   }
 

@@ -61,10 +61,10 @@ __device__ int draw_by_id(Team& team, const Slice<kInShared>& slice, const Weigh
   const ulonglong2* masses = team.tell(of_warp);
   uint64_t total = 0, before_warp = 0;  // of all warps, of those before this one
   const int self = team.rank * kWarps + team.warp;
-  for (int i = team.lane; i < team.blocks * kWarps; i += 32) {
+  team.for_each_slot([&](int i) {
     total += masses[i].x;
     if (i < self) before_warp += masses[i].x;
-  }
+  });
   total = Team::sum_of_warp(total), before_warp = Team::sum_of_warp(before_warp);
   const uint64_t target = p.draw(total).value;
   if (target < before_warp || target - before_warp >= of_warp) return -1;
