@@ -66,14 +66,18 @@ __device__ inline int cluster_rank() {
   return 0;
 #endif
 }
+// What the block's threads wrote before is seen by who waits for the barrier: one warp's fence is enough for all of
+// them, and 16 of them would queue. All threads of the block meet here too.
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  __cluster_barrier_arrive();
+  __syncthreads();
+  if (threadIdx.x < 32) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ inline void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-  __cluster_barrier_wait();
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 // `mine` is in shared memory; the same place of block `rank`.
@@ -124,12 +128,14 @@ struct Team {
     return slots;
   }
 
-  // The same to the first block alone; the others' answer means nothing.
-  __device__ const ulonglong2* tell_first(uint64_t x) {
+  // The same to the first block alone; the others' answer means nothing. They do not even wait for it where it is the
+  // `last` thing that they have to say.
+  __device__ const ulonglong2* tell_first(uint64_t x, bool last) {
     ulonglong2* slots = scratch.slots[turn];
     turn ^= 1;
     if (lane == 0) *in_block(&slots[rank * kWarps + warp], 0) = {x, 0};
-    meet();
+    arrive();
+    if (is_first_block() || !last) wait();
     return slots;
   }
 
