@@ -72,19 +72,23 @@ __device__ void list_bins(const Team& team, const Slice<kInShared>& slice, const
 __device__ inline void sort_list(Scratch& s, int count) {
   int size = 64;
   while (size < count) size *= 2;
+#pragma unroll 1
   for (int i = count + threadIdx.x; i < size; i += kThreads) s.sorted[i] = ~uint64_t{0};
   __syncthreads();
   if (size <= 256) {  // a number goes to where as many as are smaller come before it
     const int group = kThreads / size, i = threadIdx.x / group;
     const uint64_t mine = s.sorted[i];
     int smaller = 0;
+#pragma unroll 4
     for (int j = threadIdx.x % group; j < size; j += group) smaller += s.sorted[j] < mine ? 1 : 0;
     for (int step = group / 2; step > 0; step /= 2) smaller += __shfl_xor_sync(~0u, smaller, step);
     __syncthreads();
     if (threadIdx.x % group == 0 && i < count) s.sorted[smaller] = mine;
   } else {  // a bitonic network; a warp's pairs of a distance up to 32 lie in 64 numbers that are its own
     bool is_mine = false;
+#pragma unroll 1
     for (int width = 2; width <= size; width *= 2) {
+#pragma unroll 1
       for (int distance = width / 2; distance > 0; distance /= 2) {
         if (distance > 32 || !is_mine) {
           __syncthreads();
@@ -121,6 +125,7 @@ __device__ inline int merge_lists(const Team& team) {
   }
   const bool fits = total <= kListCapacity;
   if (fits && team.is_first_block()) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < total; i += kThreads) {
       int rank = 0, at = i;
 #pragma unroll

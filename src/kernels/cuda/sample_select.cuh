@@ -158,12 +158,13 @@ __device__ inline void copy_histogram(uint32_t* to, const uint32_t* from) {
 
 // By count or, with kMasses, by either. Tallies through a selection by mass have no count.
 template <bool kMasses, typename Order, bool kInShared>
-__device__ Selection select(const Team& team, const Slice<kInShared>& slice, const Order& order, Target target,
-                            bool is_first = true) {
+__device__ __noinline__ Selection select(Team team, Slice<kInShared> slice, Order order, Target target,
+                                         bool is_first = true) {
   Scratch& s = team.scratch;
   uint32_t* const kept = reinterpret_cast<uint32_t*>(s.list);
   uint32_t prefix = 0;
   Tally before;
+#pragma unroll 1
   for (int high = Order::kBits; high > 0;) {
     const int shift = high > 10 ? high - 10 : 0;
     if (high == Order::kBits && !is_first) {
@@ -206,7 +207,9 @@ __device__ void for_each_of_key(Team& team, const Slice<kInShared>& slice, const
   count = __reduce_add_sync(~0u, count);
   const ulonglong2* counts = team.tell(count);
   uint32_t before = 0;
-  for (int i = team.lane; i < team.rank * kWarps + team.warp; i += 32) before += static_cast<uint32_t>(counts[i].x);
+  team.for_each_slot([&](int i) {
+    if (i < team.rank * kWarps + team.warp) before += static_cast<uint32_t>(counts[i].x);
+  });
   before = __reduce_add_sync(~0u, before);
   if (count == 0) return;
   slice.for_each_piece([&](const float4& v, int token) {

@@ -35,14 +35,16 @@ struct Slice {
     if constexpr (kInShared) {
       const float* from = row + first_token;
       const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(logits));
-#pragma unroll
+#pragma unroll 1
       for (int part = 0; part < kParts; ++part) {
+#pragma unroll 1
         for (int piece = begin_of(part); piece < begin_of(part + 1); ++piece) {
           const int i = piece * kSamplePiece + threadIdx.x % 32 * 4;
           if (by_vectors && i + 4 <= count) {
             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 4), "l"(from + i) : "memory");
             continue;
           }
+#pragma unroll 1
           for (int j = i; j < i + 4; ++j) {
             if (j < count) {
               asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + j * 4), "l"(from + j) : "memory");
@@ -85,6 +87,7 @@ struct Slice {
   // f(logits of four neighbours, token of the first) for this warp's pieces in turn; all lanes come along.
   template <typename F>
   __device__ void for_each_piece(const F& f) const {
+#pragma unroll 1
     for (int piece = first_piece; piece < end_piece; ++piece) {
       const int i = piece * kSamplePiece + threadIdx.x % 32 * 4;
       f(load(i), first_token + i);
