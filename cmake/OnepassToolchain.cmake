@@ -17,9 +17,10 @@ endif()
 set(_warnings -Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-restrict -Wno-psabi)
 # The code that is not chosen at run time keeps to x86-64-v2, so that one binary runs on any server or laptop
 # of the last ten years; kernels are compiled once per instruction set (src/*/cpu/) and chosen at start.
-# Messages and debug information name files from the source tree's root: objects are the same wherever it lies.
-set(_code -fno-strict-aliasing -march=x86-64-v2 -ffile-prefix-map=${CMAKE_SOURCE_DIR}/=)
-add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${_warnings};${_code}>")
+set(_code -fno-strict-aliasing -march=x86-64-v2)
+# Messages and debug information name files from the source tree's root: objects are the same wherever it lies. CUDA code has neither, and
+# inside -Xcompiler ccache would take the path for a part of the command: no object of another tree would serve.
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${_warnings};${_code};-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=>")
 string(REPLACE ";" "," _code "${_code}")
 add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,${_code}>")
 # A kernel for several architectures takes a sixth of the room.
