@@ -38,6 +38,35 @@ TEST_P(AttentionCudaTest, MatchesTheReference) {
   }
 }
 
+// One token a request, many requests, heads of 64 numbers side by side: hopper-decode reads two at a time.
+TEST_P(AttentionCudaTest, DecodesNeighbouringHeads) {
+  const auto many_neighbours = [](AttentionSpec& spec) {
+    constexpr int kPages[] = {0, 16, 32, 64, 256};
+    std::mt19937_64 rng(spec.seed);
+    spec.head_dim = spec.head_dim_v = 64;
+    spec.num_heads_kv = 2 + 2 * static_cast<int>(rng() % 2);
+    spec.num_heads = spec.num_heads_kv << rng() % 4;
+    spec.page_size = kPages[rng() % 5];
+    spec.kv_dtype = spec.q_dtype;
+    spec.split_size = 0;
+    spec.seqlens_q.assign(64 + rng() % 8, 1);
+    spec.seqlens_k.clear();
+    for (const int rows : spec.seqlens_q) spec.seqlens_k.push_back(static_cast<int>(rng() % 300) + rows);
+    return true;
+  };
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 11);
+  for (int64_t i = 0; i < 20; ++i) {
+    const StatusOr<AttentionSpec> spec = supported_spec(rng, many_neighbours);
+    if (!spec.ok()) GTEST_SKIP() << spec.status();  // a kernel of other head dimensions
+    SCOPED_TRACE(to_string(*spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(*spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    expect_right(problem);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 1);
   for (int i = 0; i < 20; ++i) {

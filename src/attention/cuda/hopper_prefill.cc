@@ -63,6 +63,10 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
     return unimplemented("hopper-prefill: total_kv_rows: expected K and V of less than 64 GiB each where page_size is ",
                          p.page_size, ", found ", p.total_kv_rows, " rows");
   }
+  if (gathers(p) && int64_t{p.batch} * p.page_table_stride >= int64_t{1} << 32) {
+    return unimplemented("hopper-prefill: page_table: expected fewer than 2^32 entries where page_size is ",
+                         p.page_size, ", found ", p.batch, " rows of ", p.page_table_stride);
+  }
   if (find_kernel(p) == nullptr) {
     return unimplemented("hopper-prefill: head_dim and head_dim_v: expected 64, 128, 192 and 128, or 256, found ",
                          p.head_dim, " and ", p.head_dim_v);

@@ -22,11 +22,11 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       }
     }
     for (int i = 0; i < Config::kKeyStages; ++i) {
-      barrier_init(shared.key_full(i), Config::kGather ? kGatherWarps : 1);
+      barrier_init(shared.key_full(i), Config::kGather ? 32 * kGatherWarps : 1);
       barrier_init(shared.key_empty(i), kWarps);
     }
     for (int i = 0; i < Config::kValueStages; ++i) {
-      barrier_init(shared.value_full(i), Config::kGather ? kGatherWarps : 1);
+      barrier_init(shared.value_full(i), Config::kGather ? 32 * kGatherWarps : 1);
       barrier_init(shared.value_empty(i), kWarps);
     }
     for (int i = 0; i < Config::kTileSlots; ++i) {

@@ -58,19 +58,6 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Whether the phase of the given parity has ended.
-__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}\n"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // --- Copies by threads -----------------------------------------------------------------------------------------------
 // 16 bytes, or zeros without reading.
 __device__ inline void copy_16_or_zeros(uint32_t shared, const void* global, bool copy) {
@@ -80,11 +67,12 @@ __device__ inline void copy_16_or_zeros(uint32_t shared, const void* global, boo
       "l"(global), "r"(static_cast<int>(copy))
       : "memory");
 }
-// This thread's copies: ends a group, waits until at most kPending groups are under way.
-__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ inline void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+// Waits until all copies of this thread have landed.
+__device__ inline void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Arrives at `barrier` when all copies that this thread has begun have landed; one of the arrivals that it was made
+// for.
+__device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // --- Copies by tensor map --------------------------------------------------------------------------------------------
