@@ -82,6 +82,29 @@ TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
   }
 }
 
+// The page table that plan() sees is another layer's: of pages that exist, or of none.
+TEST_P(AttentionCudaTest, PlansByAnotherPageTable) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 12);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_OK_AND_ASSIGN(const AttentionSpec spec,
+                         supported_spec(rng, [](const AttentionSpec& random) { return random.page_size > 0; }));
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    AttentionParams planned = problem.params();
+    const std::vector<int32_t> pages(planned.batch * planned.page_table_stride, i % 2 == 0 ? 0 : 2147480000);
+    const std::span<const std::byte> bytes = std::as_bytes(std::span(pages));
+    ASSERT_OK_AND_ASSIGN(CudaBuffer table, CudaBuffer::allocate(static_cast<int64_t>(bytes.size())));
+    ASSERT_OK(table.upload(bytes));
+    planned.page_table = static_cast<const int32_t*>(table.data());
+    ASSERT_OK(runner.plan(planned));
+    ASSERT_OK(runner.run(problem.params()));
+    ASSERT_OK(runner.finish());
+    expect_right(problem);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(AttentionCudaTest, TakesNoRows) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
   ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));
