@@ -38,14 +38,18 @@ class PrefillConsumer {
     pass_turn();
     wgmma_wait<0>();
     wgmma_touch(s);
-    while (true) {
+    for (bool first_tile = true;; first_tile = false) {
       release_keys();
-      if (end_block_ - 1 == first_block_) release_queries();
+      if (!Config::kStageInQueries && end_block_ - 1 == first_block_) release_queries();
       cap_and_mask(s, end_block_ - 1);
       softmax_.reset();
       float nothing[2];
       softmax_.raise(s, nothing);
       softmax_.try_exponentials(s, p, true);
+      if constexpr (Config::kStageInQueries) {
+        if (!first_tile) release_stage();
+        if (end_block_ - 1 == first_block_) release_queries();
+      }
       skip_values();
 
 #pragma unroll 1
@@ -131,10 +135,17 @@ class PrefillConsumer {
     if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot));
     key_.advance();
   }
-  // When the last scores of a tile are there: the next tile's queries may come.
+  // When the last scores of a tile are there: the next tile's queries may come, unless its output is staged there.
   __device__ void release_queries() {
-    if (lane_ == 0) barrier_arrive(shared_.query_empty(query_.slot, warpgroup_));
+    if (!Config::kStageInQueries && lane_ == 0) barrier_arrive(shared_.query_empty(query_.slot, warpgroup_));
     query_.advance();
+  }
+  // The other slot than the current tile's, when what was staged there has been read.
+  __device__ void release_stage() const {
+    if (lane_ == 0) {
+      store_wait_read();
+      barrier_arrive(shared_.query_empty(1 - query_.slot, warpgroup_));
+    }
   }
   __device__ void release_values() {
     if (lane_ == 0) barrier_arrive(shared_.value_empty(value_.slot));
@@ -309,18 +320,20 @@ class PrefillConsumer {
   __device__ void write_staged(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
     const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
     const int rows = to.rows - first_row;
-    const uint32_t stage = shared_.output(4 * warpgroup_ + warp_);
+    const uint32_t stage = shared_.output(1 - query_.slot, warpgroup_, warp_);
 #pragma unroll
     for (int first_panel = 0; first_panel < Config::kPanelsV; first_panel += Config::kOutputPanels) {
-      // What was there has been read: long ago, if it is of the tile before.
-      if (lane_ == 0) store_wait_read();
-      __syncwarp();
+      if constexpr (!Config::kStageInQueries) {
+        // What was there has been read: long ago, if it is of the tile before.
+        if (lane_ == 0) store_wait_read();
+        __syncwarp();
+      }
 #pragma unroll
       for (int i = 0; i < Config::kOutputPanels * 4; ++i) {
         const int chunk = i % 4 * 2 + lane_ / 16;  // of 16 bytes
         const float* from = o + 8 * (first_panel * 4 + i);
         store_matrix_x4(
-            stage + i / 4 * 2048 + lane_ % 16 * 128 + ((chunk ^ (lane_ % 8)) * 16),
+            stage + i / 4 * Config::kStagePanelBytes + lane_ % 16 * 128 + ((chunk ^ (lane_ % 8)) * 16),
             pack<T>(from[0] * inverse[0], from[1] * inverse[0]), pack<T>(from[2] * inverse[1], from[3] * inverse[1]),
             pack<T>(from[4] * inverse[0], from[5] * inverse[0]), pack<T>(from[6] * inverse[1], from[7] * inverse[1]));
       }
@@ -330,7 +343,7 @@ class PrefillConsumer {
         if (lane_ == 0) {
 #pragma unroll
           for (int panel = 0; panel < Config::kOutputPanels; ++panel) {
-            store_box_3d(stage + panel * 2048, &maps_.out, (first_panel + panel) * 64, to.head, to.q_row + first_row);
+            store_box_3d(stage + panel * Config::kStagePanelBytes, &maps_.out, (first_panel + panel) * 64, to.head, to.q_row + first_row);
           }
           store_commit();
         }
@@ -349,7 +362,7 @@ class PrefillConsumer {
       const int c = i % kChunks;
       T* out = static_cast<T*>(args_.out) + (q_row + r) * args_.out_row_stride + head * args_.out_head_stride +
                first_panel * 64 + c * 8;
-      *reinterpret_cast<uint4*>(out) = load_shared_16(stage + c / 8 * 2048 + r * 128 + ((c % 8 ^ (r % 8)) * 16));
+      *reinterpret_cast<uint4*>(out) = load_shared_16(stage + c / 8 * Config::kStagePanelBytes + r * 128 + ((c % 8 ^ (r % 8)) * 16));
     }
     fence_async_proxy();
     __syncwarp();

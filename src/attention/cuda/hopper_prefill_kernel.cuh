@@ -10,7 +10,7 @@ namespace onepass::hopper {
 
 // Everything about one instantiation that is known to the compiler.
 template <typename T_, int kHeadDim_, int kHeadDimV_, int kKeys_, int kKeyStages_, int kValueStages_, int kQuerySlots_,
-          int kOutputPanels_, int kConsumers_ = 2>
+          int kOutputPanels_, int kConsumers_ = 2, bool kStageInQueries_ = false>
 struct PrefillConfig {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -20,6 +20,10 @@ struct PrefillConfig {
   static constexpr int kValueStages = kValueStages_;    // blocks of V
   static constexpr int kQuerySlots = kQuerySlots_;      // tiles whose queries are in shared memory
   static constexpr int kOutputPanels = kOutputPanels_;  // of 64 columns that a warp's output is staged by
+
+  // Output is staged where the tile's queries were, and a slot given back when its output has been read from there.
+  static constexpr bool kStageInQueries = kStageInQueries_;
+  static_assert(!kStageInQueries || (kQuerySlots == 2 && kHeadDim == kHeadDimV && kOutputPanels == kHeadDimV / 64));
 
   static constexpr int kConsumers = kConsumers_;  // warpgroups
   static constexpr int kRows = 64 * kConsumers;
@@ -36,7 +40,8 @@ struct PrefillConfig {
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;
   static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
   static constexpr int kValueBytes = kKeys * kHeadDimV * 2;
-  static constexpr int kOutputBytes = 16 * kOutputPanels * 128;  // of a warp
+  static constexpr int kOutputBytes = kStageInQueries ? 0 : 16 * kOutputPanels * 128;  // of a warp, apart
+  static constexpr int kStagePanelBytes = (kStageInQueries ? 64 : 16) * 128;           // from a staged panel to the next
 
   static constexpr int kTileBytes = 48 + 16 * kConsumers;
 
@@ -117,8 +122,11 @@ struct PrefillShared {
   }
   __device__ uint32_t key(int slot) const { return base + Config::kKeyOffset + slot * Config::kKeyBytes; }
   __device__ uint32_t value(int slot) const { return base + Config::kValueOffset + slot * Config::kValueBytes; }
-  // Where a warp of the consumers stages its output.
-  __device__ uint32_t output(int warp) const { return base + Config::kOutputOffset + warp * Config::kOutputBytes; }
+  // Where a warp of a consumer stages its output: of its own, or where the tile's queries of the same rows were.
+  __device__ uint32_t output(int query_slot, int consumer, int warp) const {
+    if constexpr (Config::kStageInQueries) return query(query_slot, consumer) + warp * 16 * 128;
+    return base + Config::kOutputOffset + (4 * consumer + warp) * Config::kOutputBytes;
+  }
   __device__ uint32_t tile(int slot) const { return base + Config::kTileOffset + slot * Config::kTileBytes; }
 
   // Barriers: those that say that a slot is full, then those that say that it is empty.

@@ -30,7 +30,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       barrier_init(shared.value_empty(i), kWarps);
     }
     for (int i = 0; i < Config::kTileSlots; ++i) {
-      barrier_init(shared.tile_full(i), 1);
+      barrier_init(shared.tile_full(i), Config::kConsumers);  // each part's writer arrives
       barrier_init(shared.tile_empty(i), kWarps + (Config::kGather ? kGatherWarps : 2));
     }
     barrier_init(shared.value_raw(), 1);

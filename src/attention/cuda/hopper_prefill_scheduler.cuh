@@ -77,9 +77,10 @@ class PrefillScheduler {
     barrier_wait(shared_.tile_empty(place_.slot), place_.parity ^ 1);
     if (lane_ == 0) shared_.store_tile(place_.slot, tile);
     __syncwarp();
-    if (lane_ < Config::kConsumers) store_part();
-    __syncwarp();
-    if (lane_ == 0) barrier_arrive(shared_.tile_full(place_.slot));
+    if (lane_ < Config::kConsumers) {
+      store_part();
+      barrier_arrive(shared_.tile_full(place_.slot));
+    }
     place_.advance();
   }
 
