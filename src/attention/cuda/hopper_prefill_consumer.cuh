@@ -210,6 +210,10 @@ class PrefillConsumer {
     wgmma_commit();
   }
 
+  // Of the warpgroup, in the tile. All lanes call it.
+  __device__ int first_row() const {
+    return Config::kPaired ? uniform(shared_.first_row(warpgroup_)) : 64 * warpgroup_;
+  }
   __device__ int thread_row(int half) const { return 16 * warp_ + lane_ / 4 + 8 * half; }
 
   __device__ bool needs_mask(int n) const { return n < full_first_ || n >= full_end_; }
@@ -222,7 +226,7 @@ class PrefillConsumer {
     int first_position = 0;
     if (args_.mask.chunk > 0 || n < full_first_) {
       const PrefillTile tile = shared_.load_tile(tile_slot_);
-      first_position = tile.position + shared_.first_row(warpgroup_);
+      first_position = tile.position + first_row();
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         ends[half] = args_.mask.end(first_position + thread_row(half), tile.seqlen_k);
@@ -290,29 +294,31 @@ class PrefillConsumer {
     __syncwarp();
     if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_slot));
     if (args_.sinks != nullptr) softmax_.add_sink(args_.sinks[to.head]);
+    const int tile_row = first_row();
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
     if (args_.part_out != nullptr) {
-      write_part(o, inverse, to);
+      write_part(o, inverse, to, tile_row);
     } else {
-      write_staged(o, inverse, to);
+      write_staged(o, inverse, to, tile_row);
     }
     if (args_.softmax_lse == nullptr) return;
     // Of a quad, one lane for each of its two rows.
     const int half = lane_ % 4;
-    const int tile_row = shared_.first_row(warpgroup_) + thread_row(half);
+    const int row = tile_row + thread_row(half);
     const float log_sum = half == 0 ? softmax_.log_sum(0) : softmax_.log_sum(1);
-    if (half < 2 && tile_row < to.rows) {
-      args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row] = log_sum;
+    if (half < 2 && row < to.rows) {
+      args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row] = log_sum;
     }
   }
 
   // In float32, straight from registers.
-  __device__ void write_part(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
+  __device__ void write_part(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to,
+                             int tile_row) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int tile_row = shared_.first_row(warpgroup_) + thread_row(half);
-      if (tile_row >= to.rows) continue;
-      const int64_t row = static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row;
+      const int row_in_tile = tile_row + thread_row(half);
+      if (row_in_tile >= to.rows) continue;
+      const int64_t row = static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row_in_tile;
       float* out = args_.part_out + row * Config::kHeadDimV + lane_ % 4 * 2;
 #pragma unroll
       for (int i = 0; i < Config::kHeadDimV / 8; ++i) {
@@ -323,8 +329,9 @@ class PrefillConsumer {
   }
 
   // Some panels at a time, by way of the warp's own shared memory.
-  __device__ void write_staged(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
-    const int first_row = shared_.first_row(warpgroup_) + 16 * warp_;  // of the warp, in the tile
+  __device__ void write_staged(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to,
+                               int tile_row) const {
+    const int first_row = tile_row + 16 * warp_;  // of the warp, in the tile
     const int rows = to.rows - first_row;
     const uint32_t stage = shared_.output(4 * warpgroup_ + warp_);
 #pragma unroll

@@ -126,7 +126,7 @@ struct PrefillShared {
   uint32_t to_other = 0;
   __device__ PrefillShared other() const { return {base + to_other, 0u - to_other}; }
   // The thread block's place in its pair, read anew wherever it is wanted: registers are scarce.
-  __device__ static uint32_t rank() { return Config::kPaired ? uniform(cluster_rank()) : 0; }
+  __device__ static uint32_t rank() { return Config::kPaired ? cluster_rank() : 0; }
 
   // Where in a tile are the 64 rows of a consumer? A pair's first has the first and the last, so that on the diagonal,
   // where a block fewer is seen by half of the rows, both have the same to do.
