@@ -105,6 +105,28 @@ TEST_P(AttentionCudaTest, PlansByAnotherPageTable) {
   }
 }
 
+// Kernels may compute long requests in larger tiles, and choose by the average.
+TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 10);
+  for (int i = 0; i < 6; ++i) {
+    const StatusOr<AttentionSpec> drawn = supported_spec(rng, [&](AttentionSpec& s) {
+      const auto up_to = [&](int most) { return static_cast<int>(rng() % (most + 1)); };
+      s.seqlens_q = i % 3 == 2 ? std::vector{3000 + up_to(200), 1100 + up_to(70)} : std::vector{2048 + up_to(300)};
+      s.seqlens_k = s.seqlens_q;
+      for (int& keys : s.seqlens_k) keys += up_to(1) * up_to(600);
+      s.num_heads_kv = 1;
+      s.num_heads = 1 + up_to(1);
+      return s.head_dim == 128 && s.head_dim_v == 128 && s.split_size == 0 && s.q_dtype != DType::kF32;
+    });
+    if (!drawn.ok()) GTEST_SKIP() << drawn.status();
+    SCOPED_TRACE(to_string(*drawn));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(*drawn));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    expect_right(problem);
+  }
+}
+
 TEST_P(AttentionCudaTest, TakesNoRows) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
   ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));
