@@ -38,6 +38,35 @@ TEST_P(AttentionCudaTest, MatchesTheReference) {
   }
 }
 
+// One token a request, many requests, heads of 64 numbers side by side: hopper-decode reads two at a time.
+TEST_P(AttentionCudaTest, DecodesNeighbouringHeads) {
+  const auto many_neighbours = [](AttentionSpec& spec) {
+    constexpr int kPages[] = {0, 16, 32, 64, 256};
+    std::mt19937_64 rng(spec.seed);
+    spec.head_dim = spec.head_dim_v = 64;
+    spec.num_heads_kv = 2 + 2 * static_cast<int>(rng() % 2);
+    spec.num_heads = spec.num_heads_kv << rng() % 4;
+    spec.page_size = kPages[rng() % 5];
+    spec.kv_dtype = spec.q_dtype;
+    spec.split_size = 0;
+    spec.seqlens_q.assign(64 + rng() % 8, 1);
+    spec.seqlens_k.clear();
+    for (const int rows : spec.seqlens_q) spec.seqlens_k.push_back(static_cast<int>(rng() % 300) + rows);
+    return true;
+  };
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 11);
+  for (int64_t i = 0; i < 20; ++i) {
+    const StatusOr<AttentionSpec> spec = supported_spec(rng, many_neighbours);
+    if (!spec.ok()) GTEST_SKIP() << spec.status();  // a kernel of other head dimensions
+    SCOPED_TRACE(to_string(*spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(*spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    expect_right(problem);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 1);
   for (int i = 0; i < 20; ++i) {
@@ -49,6 +78,51 @@ TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
     ASSERT_OK(problem.clear_output());
     ASSERT_OK(runner.run(problem.params()));
     ASSERT_OK(runner.finish());
+    expect_right(problem);
+  }
+}
+
+// The page table that plan() sees is another layer's: of pages that exist, or of none.
+TEST_P(AttentionCudaTest, PlansByAnotherPageTable) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 12);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_OK_AND_ASSIGN(const AttentionSpec spec,
+                         supported_spec(rng, [](const AttentionSpec& random) { return random.page_size > 0; }));
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    AttentionParams planned = problem.params();
+    const std::vector<int32_t> pages(planned.batch * planned.page_table_stride, i % 2 == 0 ? 0 : 2147480000);
+    const std::span<const std::byte> bytes = std::as_bytes(std::span(pages));
+    ASSERT_OK_AND_ASSIGN(CudaBuffer table, CudaBuffer::allocate(static_cast<int64_t>(bytes.size())));
+    ASSERT_OK(table.upload(bytes));
+    planned.page_table = static_cast<const int32_t*>(table.data());
+    ASSERT_OK(runner.plan(planned));
+    ASSERT_OK(runner.run(problem.params()));
+    ASSERT_OK(runner.finish());
+    expect_right(problem);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Kernels may compute long requests in larger tiles, and choose by the average.
+TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 10);
+  for (int i = 0; i < 6; ++i) {
+    const StatusOr<AttentionSpec> drawn = supported_spec(rng, [&](AttentionSpec& s) {
+      const auto up_to = [&](int most) { return static_cast<int>(rng() % (most + 1)); };
+      s.seqlens_q = i % 3 == 2 ? std::vector{3000 + up_to(200), 1100 + up_to(70)} : std::vector{2048 + up_to(300)};
+      s.seqlens_k = s.seqlens_q;
+      for (int& keys : s.seqlens_k) keys += up_to(1) * up_to(600);
+      s.num_heads_kv = 1;
+      s.num_heads = 1 + up_to(1);
+      return s.head_dim == 128 && s.head_dim_v == 128 && s.split_size == 0 && s.q_dtype != DType::kF32;
+    });
+    if (!drawn.ok()) GTEST_SKIP() << drawn.status();
+    SCOPED_TRACE(to_string(*drawn));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(*drawn));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
     expect_right(problem);
   }
 }

@@ -3,7 +3,8 @@
 // A kernel works in two parts. plan() turns the lengths of a batch into a split plan in device memory; run() attends by
 // it. One plan serves every layer of a step. Both only queue work, and nothing about the lengths is a launch parameter:
 // what a graph has captured is right for any cu_seqlens_q and cache_seqlens that are later written to the same
-// addresses, within the bounds of batch, total_q and max_seqlen_q.
+// addresses, within the bounds of batch, total_q and max_seqlen_q. plan() may read the page table, up to the lengths,
+// for hints: run() is right with any other.
 #pragma once
 
 #include <cstdint>

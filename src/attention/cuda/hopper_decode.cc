@@ -13,12 +13,42 @@ using hopper_decode::Layout;
 using hopper_decode::RunArgs;
 
 constexpr int64_t kMaxScratchBytes = int64_t{1} << 31;
+constexpr int kLeastHeadsForPairs = 128;
+
+// Rows of a box of K or V, which lie in one page; 0: no boxes. Boxes of 4 KB, two of which are a chunk's K at head
+// dimension 128, read 2,981 GB/s at 32 x 1,024, boxes of 2 KB 2,915 and threads 2,843.
+int box_keys(const AttentionParams& params) {
+  const bool paged = params.page_table != nullptr;
+  int keys = params.head_dim == 256 ? 16 : 32;
+  if (params.head_dim == 128 && paged && params.page_size % 32 != 0) keys = 16;
+  return params.total_kv_rows == 0 || (paged && params.page_size % keys != 0) ? 0 : keys;
+}
+
+// Whether two KV heads of dimension 64 are read as one of 128: where they lie side by side, their rows fit into one
+// tile of 8, and there are many (32 x 4,096: 89.9 us instead of 96.3; 16 x 2,048: 24.6 instead of 25.9; but 8 x
+// 1,024: 10.3 instead of 9.9). Not with split_size, where the batch and its longest query must not choose.
+bool reads_pairs(const AttentionParams& params) {
+  return params.head_dim == 64 && params.num_heads_kv % 2 == 0 && params.k_head_stride == 64 &&
+         params.v_head_stride == 64 && params.split_size == 0 && box_keys(params) == 32 &&
+         2 * params.num_heads / params.num_heads_kv * params.max_seqlen_q <= 8 &&
+         int64_t{params.batch} * params.num_heads_kv >= kLeastHeadsForPairs;
+}
+
+// What the plan and the kernel call heads: pairs of them if they are read so.
+AttentionParams as_read(AttentionParams params) {
+  if (reads_pairs(params)) {
+    params.num_heads_kv /= 2;
+    params.k_head_stride = params.v_head_stride = 128;
+  }
+  return params;
+}
 
 int packed_rows(const AttentionParams& params) { return params.num_heads / params.num_heads_kv * params.max_seqlen_q; }
 
 // Rows of 8 in a block, and blocks that share a worker's keys when its rows are more than that.
 Layout layout(const AttentionParams& params, const GpuInfo& gpu) {
-  return hopper_decode::make_layout(params, gpu.multiprocessors, std::max(1, packed_rows(params)));
+  const AttentionParams read = as_read(params);
+  return hopper_decode::make_layout(read, gpu.multiprocessors, std::max(1, packed_rows(read)));
 }
 
 Status supports(const AttentionParams& params, const GpuInfo& gpu) {
@@ -73,35 +103,42 @@ int64_t scratch_bytes(const AttentionParams& params, const GpuInfo& gpu) { retur
 
 Status plan(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
   if (params.batch == 0 || params.total_q == 0) return ok_status();
-  return hopper_decode::launch_plan(params, layout(params, gpu), scratch.data, stream);
+  return hopper_decode::launch_plan(as_read(params), layout(params, gpu), scratch.data, stream);
 }
 
-// Tensor maps for boxes of 32 keys or of 16; none where pages are smaller, where nobody says how far the memory of K
-// and V reaches, and where the driver refuses the strides: then the threads copy. Boxes of 4 KB, two of which are a
-// chunk's K at head dimension 128, read 2,981 GB/s at 32 x 1,024, boxes of 2 KB 2,915 and threads 2,843.
-void make_maps(const AttentionParams& params, RunArgs& args) {
+// Tensor maps for boxes; none, so that the threads copy, where there are no boxes and where the driver refuses the
+// strides.
+void make_maps(const AttentionParams& params, int head_dim, RunArgs& args) {
   const bool paged = params.page_table != nullptr;
   const int64_t page_rows = paged ? params.page_size : params.total_kv_rows;
-  int box_keys = params.head_dim == 256 ? 16 : 32;
-  if (params.head_dim == 128 && paged && page_rows % 32 != 0) box_keys = 16;
-  if (params.total_kv_rows == 0 || (paged && page_rows % box_keys != 0)) return;
-  const int64_t sizes[] = {params.head_dim, params.num_heads_kv, page_rows, params.total_kv_rows / page_rows};
-  const int box[] = {64, 1, box_keys, 1};
-  const auto make = [&](const void* data, int64_t page_stride, int64_t row_stride, int64_t head_stride) {
-    const int64_t strides[] = {head_stride, row_stride, paged ? page_stride : page_rows * row_stride};
-    return make_tensor_map(data, params.kv_dtype, sizes, strides, box);
+  const int keys = box_keys(params);
+  if (keys == 0) return;
+  const int64_t sizes[] = {head_dim, params.num_heads_kv, page_rows, params.total_kv_rows / page_rows};
+  const auto make = [&](int rows, CUtensorMapL2promotion promotion, hopper_decode::BoxMaps& maps) {
+    const auto one = [&](const void* data, int64_t page_stride, int64_t row_stride, int64_t head_stride) {
+      const int64_t strides[] = {head_stride, row_stride, paged ? page_stride : page_rows * row_stride};
+      const int box[] = {64, 1, rows, 1};
+      return make_tensor_map(data, params.kv_dtype, sizes, strides, box, promotion);
+    };
+    const auto k = one(params.k, params.k_page_stride, params.k_row_stride, params.k_head_stride);
+    const auto v = one(params.v, params.v_page_stride, params.v_row_stride, params.v_head_stride);
+    if (!k.ok() || !v.ok()) return false;
+    maps = {.k = *k, .v = *v};
+    return true;
   };
-  const auto k_map = make(params.k, params.k_page_stride, params.k_row_stride, params.k_head_stride);
-  const auto v_map = make(params.v, params.v_page_stride, params.v_row_stride, params.v_head_stride);
-  if (!k_map.ok() || !v_map.ok()) return;
-  args.k_map = *k_map;
-  args.v_map = *v_map;
-  args.box_keys = box_keys;
+  if (!make(keys, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, args.boxes) ||
+      !make(keys, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, args.near_boxes)) {
+    return;
+  }
+  args.box_keys = keys;
+  // With split_size, what else is in the batch must not choose.
+  args.has_short_boxes = params.head_dim == 128 && keys == 32 && params.split_size == 0 &&
+                         make(16, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, args.short_boxes);
 }
 
-RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scratch) {
+RunArgs make_args(const AttentionParams& params, int head_dim, const Layout& layout, char* scratch) {
   RunArgs args = {};
-  make_maps(params, args);
+  make_maps(params, head_dim, args);
   args.q = static_cast<const uint16_t*>(params.q);
   args.k = static_cast<const uint16_t*>(params.k);
   args.v = static_cast<const uint16_t*>(params.v);
@@ -144,8 +181,14 @@ RunArgs make_args(const AttentionParams& params, const Layout& layout, char* scr
 Status run(const AttentionParams& params, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
   if (params.batch == 0 || params.total_q == 0) return ok_status();
   const Layout places = layout(params, gpu);
-  const RunArgs args = make_args(params, places, static_cast<char*>(scratch.data));
-  const Launch launch = {.blocks = places.workers * places.heads_abreast, .bf16 = params.q_dtype == DType::kBF16};
+  const bool pairs = reads_pairs(params);
+  const RunArgs args =
+      make_args(as_read(params), pairs ? 128 : params.head_dim, places, static_cast<char*>(scratch.data));
+  if (pairs && args.box_keys == 0) {
+    return invalid_argument("hopper-decode: k and v: expected strides that the driver takes for tensor maps");
+  }
+  const Launch launch = {
+      .blocks = places.workers * places.heads_abreast, .bf16 = params.q_dtype == DType::kBF16, .pairs = pairs};
   if (params.head_dim == 64) return hopper_decode::launch_decode_64(args, launch, stream);
   if (params.head_dim == 128) return hopper_decode::launch_decode_128(args, launch, stream);
   return hopper_decode::launch_decode_256(args, launch, stream);

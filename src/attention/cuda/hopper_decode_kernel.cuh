@@ -21,13 +21,18 @@ struct SharedMemory {
 };
 
 // What a warp knows of an item. Lane 4g + t holds rows 2t and 2t + 1 of each column tile.
+//
+// Where R's heads are pairs of KV heads, a row's scores are those with its own half of K. Its products with both halves
+// of V are computed, which costs nothing in a tile of 8 rows that one head does not fill, and its own half is written.
 template <typename R, int kColumnTiles, bool kBf16>
 struct WarpState {
   using Shared = SharedMemory<R, kColumnTiles>;
   static constexpr int kSteps = R::kHeadDim / 16;
+  static constexpr int kQuerySteps = R::kQueryDim / 16;
 
   int64_t q_from[kColumnTiles];
-  uint32_t q[kSteps][kColumnTiles][2];
+  uint32_t q[kQuerySteps][kColumnTiles][2];
+  bool second_head[kColumnTiles][2];
   float out[kSteps][kColumnTiles][4];
   float max[kColumnTiles][2];  // what weights are relative to: at most 2^8 below the true maximum
   float sum[kColumnTiles][2];  // of this lane's keys
@@ -52,7 +57,7 @@ struct WarpState {
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
+      for (int s = 0; s < kQuerySteps; ++s) {
         const auto* from = reinterpret_cast<const uint32_t*>(args.q + q_from[n] + 16 * s);
         q[s][n][0] = q_from[n] >= 0 ? from[0] : 0;
         q[s][n][1] = q_from[n] >= 0 ? from[4] : 0;
@@ -67,7 +72,8 @@ struct WarpState {
       for (int c = 0; c < 2; ++c) {
         max[n][c] = kNoScore;
         sum[n][c] = 0.0f;
-        const int row_token = divide(row_begin + 8 * n + lane % 4 * 2 + c, args.group);
+        const int row = row_begin + 8 * n + lane % 4 * 2 + c, row_token = divide(row, args.group);
+        second_head[n][c] = R::kPairs && of_second_head(args, row);
         range[n][c] = visible_keys(args.mask, item.seqlen_k - item.seqlen_q + row_token, item.seqlen_k);
       }
     }
@@ -83,6 +89,7 @@ struct WarpState {
   __device__ __forceinline__ void multiply_k(int part, uint32_t unit, float (&scores)[2][kColumnTiles][4]) const {
     const int lane = threadIdx.x % 32;
     const uint32_t address = unit + (lane % 16) * 128 + ((lane / 16) ^ (lane % 8)) * 16;
+    float second[R::kChunkTiles][kColumnTiles][4] = {};  // of a pair's second head
 #pragma unroll
     for (int tile = 0; tile < R::kChunkTiles; ++tile)
 #pragma unroll
@@ -91,11 +98,23 @@ struct WarpState {
         load_matrices(k, (address ^ (s % 4 * 32)) + s / 4 * R::kPanelBytes + tile * 16 * 128);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
-          mma_m16n8k16<Element<kBf16>>(scores[R::kChunkTiles == 1 ? s % 2 : tile][n], k,
-                                       q[part * (R::kUnitDims / 16) + s][n][0],
-                                       q[part * (R::kUnitDims / 16) + s][n][1]);
+          const int step = (part * (R::kUnitDims / 16) + s) % kQuerySteps;
+          float(&sum)[4] =
+              R::kPairs && s >= kQuerySteps ? second[tile][n] : scores[R::kChunkTiles == 1 ? s % 2 : tile][n];
+          mma_m16n8k16<Element<kBf16>>(sum, k, q[step][n][0], q[step][n][1]);
         }
       }
+    if constexpr (R::kPairs) {
+      static_assert(R::kChunkTiles == 2);
+#pragma unroll
+      for (int tile = 0; tile < R::kChunkTiles; ++tile)
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            if (second_head[n][c % 2]) scores[tile][n][c] = second[tile][n][c];
+          }
+    }
   }
 
   // A tile's scores, of keys first_key + g and + 8, made ready: scaled, capped, masked. Whether one is far above its
@@ -217,12 +236,13 @@ struct WarpState {
             all_sum += weight * sums[team].y;
             add(total, weight, *reinterpret_cast<const float4*>(&shared.out[team * R::kTeamWarps + member][row][d]));
           }
-          const int out_d = u * R::kUnitDims + d;
+          if (R::kPairs && (d >= R::kQueryDim) != of_second_head(args, item_row)) continue;
+          const int out_d = R::kPairs ? d % R::kQueryDim : u * R::kUnitDims + d;
           if (item.parts == 1) {
             write_out<kBf16>(args, item, item_row, out_d, total,
                              normalizer(args, item, item_row, all_max, all_sum, out_d == 0));
           } else {
-            write_part<R::kHeadDim>(args, item, item_row, out_d, total, all_max, all_sum);
+            write_part<R::kQueryDim>(args, item, item_row, out_d, total, all_max, all_sum);
           }
         }
       }
@@ -230,6 +250,11 @@ struct WarpState {
   }
 
  private:
+  static __device__ __forceinline__ bool of_second_head(const RunArgs& args, int row) {
+    const int group = args.group.value;
+    return 2 * (row - divide(row, args.group) * group) >= group;
+  }
+
   // softcap * tanh(x), times log2(e): the exponential is exact to float32, where tanh.approx would cost 11 bits.
   static __device__ __forceinline__ float capped(float x, float scale) {
     return scale - __fdividef(2.0f * scale, exp2_approx(2.0f * kLog2E * x) + 1.0f);
@@ -277,13 +302,13 @@ __device__ __forceinline__ void zero_unseen(const Item& item, int first_key, uin
   __syncwarp();
 }
 
+// What a thread block does, by the plan that `first` was read from.
 template <typename R, int kColumnTiles, bool kBf16>
-__global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_constant__ RunArgs args) {
+__device__ __forceinline__ void work(const RunArgs& args, const Place& place, const FirstItem& first,
+                                     uint8_t* shared_bytes) {
   using State = WarpState<R, kColumnTiles, kBf16>;
   constexpr bool kBoxes = R::kBoxes;
-  extern __shared__ __align__(1024) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
-  const Place place(args);
   const uint32_t full = shared_address(shared.full[R::team()]);
   if (kBoxes) R::init_my_barriers(full, /*again=*/false);
   const int row_begin = threadIdx.x / 32 % R::kTeamWarps * kColumnTiles * 8;  // of this warp
@@ -292,17 +317,16 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   // checked, so that nothing outside the arrays is touched, and at first taken as true: their round trips to memory are
   // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
   // What is to be done between the wait and the first copies is worked out before.
-  Opening<R> opening;
+  Opening<R> opening(first);
   Loader<R> loader(args, place, opening);
   State state;
-  const auto open = [&] {
-    opening.read(args, place);
+  const auto open = [&](bool hinted) {
+    opening.look_up_pages(args, place, hinted);
     state.find_q(args, opening.item, opening.item.head_kv + place.head, row_begin);
     state.begin(args, opening.item, row_begin);
     loader.restart();
   };
-  opening.sound = false;
-  if (args.total_kv_rows > 0) open();
+  if (args.total_kv_rows > 0) open(/*hinted=*/true);
   if (opening.sound) {
     opening.prefetch(args, place);
     loader.prepare();
@@ -311,7 +335,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   bool up_to_date = !opening.sound;
   SecondReading<R> second;
   if (up_to_date) {
-    open();
+    opening.read(place);
+    open(/*hinted=*/false);
   } else {
     second.read(place, opening);
   }
@@ -329,7 +354,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
       } else {
         wait_for_copies<0>();
       }
-      open();
+      opening.read(place);
+      open(/*hinted=*/false);
       state.load_q(args);
       i = 0;
       continue;
@@ -387,8 +413,36 @@ __global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_con
   for (int i = 0; i < num_items; ++i) {
     const Item item = i == 0 ? place.for_head(args, opening.item) : place.load_item(args, opening.next_item, i);
     if (item.parts > 1 && item.part == item.parts - 1 && (item.merge_heads == 1 || place.head % 2 == 1)) {
-      merge_parts<R::kHeadDim, kBf16>(args, item, shared.ring[0]);
+      merge_parts<R::kQueryDim, kBf16>(args, item, shared.ring[0]);
     }
+  }
+}
+
+// `Short` is for workers with few keys.
+template <typename R, typename Short, int kColumnTiles, bool kBf16>
+__global__ void __launch_bounds__(kWarps * 32, 1) decode_kernel(const __grid_constant__ RunArgs args) {
+  extern __shared__ __align__(1024) uint8_t shared_bytes[];
+  constexpr bool kHasShort = !std::is_same_v<R, Short>;
+  // The copy engine fetches a tensor map from memory, too. Which of them it will be is not known yet.
+  if (R::kBoxes && threadIdx.x == 0) {
+    const auto prefetch = [](const BoxMaps& maps) {
+      hopper::prefetch_tensor_map(&maps.k);
+      hopper::prefetch_tensor_map(&maps.v);
+    };
+    prefetch(args.boxes);
+    prefetch(args.near_boxes);
+    if (kHasShort && args.has_short_boxes) prefetch(args.short_boxes);
+  }
+  const Place place(args);
+  FirstItem first = {};
+  if (args.total_kv_rows > 0) {
+    first.read(place);
+    if (R::kBoxes) first.read_pages<R::kTeamWarps>(place);
+  }
+  if (kHasShort && args.has_short_boxes && first.blocks > kTooFewBlocks && first.blocks <= kShortBlocks) {
+    work<Short, kColumnTiles, kBf16>(args, place, first, shared_bytes);
+  } else {
+    work<R, kColumnTiles, kBf16>(args, place, first, shared_bytes);
   }
 }
 

@@ -39,11 +39,17 @@ struct alignas(16) Item {
 };
 
 // The first item is here so that a block that begins needs one trip to memory to know what to load.
+// Neither does it look up its first pages before it asks for them: they are known by the plan, as far as the first
+// kHintKeys keys, 16 at a time, go. They are hints: run() may have another page table.
+inline constexpr int kHintKeys = 256;
+
 struct alignas(16) Worker {
   Item first;
   int32_t num_items;
   int32_t next_item;  // where in the list the others are
-  int32_t unused[2];
+  int32_t blocks;     // of its stretch
+  int32_t unused;
+  int32_t pages[kHintKeys / 16];
 };
 
 // n / value for 0 <= n < 2^31 in two instructions: (n * magic) >> shift.

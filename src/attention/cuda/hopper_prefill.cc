@@ -35,9 +35,15 @@ const PrefillKernel* find_kernel(const AttentionParams& p) {
     if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
     if (kernel.longest > 0 && p.max_seqlen_q > kernel.longest) continue;
     if (kernel.gathers != gathers(p)) continue;
+    if (p.total_q < int64_t{kernel.shortest} * p.batch) continue;
     return &kernel;
   }
   return nullptr;
+}
+
+// Thread blocks, or pairs of them, that work on a tile each.
+int workers(const PrefillKernel& kernel, const GpuInfo& gpu) {
+  return kernel.paired ? gpu.multiprocessors / 2 : gpu.multiprocessors;
 }
 
 Status supports(const AttentionParams& p, const GpuInfo& gpu) {
@@ -62,6 +68,10 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
   if (gathers(p) && std::max(pieces(p, p.k_page_stride), pieces(p, p.v_page_stride)) >= int64_t{1} << 32) {
     return unimplemented("hopper-prefill: total_kv_rows: expected K and V of less than 64 GiB each where page_size is ",
                          p.page_size, ", found ", p.total_kv_rows, " rows");
+  }
+  if (gathers(p) && int64_t{p.batch} * p.page_table_stride >= int64_t{1} << 32) {
+    return unimplemented("hopper-prefill: page_table: expected fewer than 2^32 entries where page_size is ",
+                         p.page_size, ", found ", p.batch, " rows of ", p.page_table_stride);
   }
   if (find_kernel(p) == nullptr) {
     return unimplemented("hopper-prefill: head_dim and head_dim_v: expected 64, 128, 192 and 128, or 256, found ",
@@ -90,7 +100,7 @@ int max_parts(const AttentionParams& p, const GpuInfo& gpu) {
   if (p.split_size > 0) return 1;
   const int64_t tiles = max_entries(p) * p.num_heads;
   const int64_t keys = p.page_table != nullptr ? p.page_table_stride * p.page_size : p.total_kv_rows;
-  const int64_t parts = std::min<int64_t>(gpu.multiprocessors / std::max<int64_t>(1, tiles),
+  const int64_t parts = std::min<int64_t>(workers(*find_kernel(p), gpu) / std::max<int64_t>(1, tiles),
                                           keys / (find_kernel(p)->keys * hopper::kPrefillPartBlocks));
   return static_cast<int>(std::clamp<int64_t>(parts, 1, p.num_splits > 0 ? std::min(p.num_splits, kMost) : kMost));
 }
@@ -133,7 +143,7 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
   args.num_heads = p.num_heads;
   args.heads_per_kv = p.num_heads / p.num_heads_kv;
   // Two thirds of the L2 cache: the rest is for queries, outputs and what the other groups' stragglers read.
-  args.multiprocessors = gpu.multiprocessors;
+  args.workers = workers(*find_kernel(p), gpu);
   args.cached_keys = std::max<int64_t>(1, gpu.l2_cache_bytes * 2 / 3 / ((p.head_dim + p.head_dim_v) * 2));
   args.mask = key_mask(p);
   args.plan = at<hopper::PrefillPlan>(scratch, 0);
@@ -191,7 +201,8 @@ Status merge_parts(const AttentionParams& p, const hopper::PrefillArgs& from, CU
 Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scratch, CUstream_st* stream) {
   if (p.total_q == 0 || p.batch == 0) return ok_status();
   const PrefillKernel& kernel = *find_kernel(p);
-  const int box_rows = p.page_table != nullptr ? std::gcd(p.page_size, kernel.keys) : kernel.keys;
+  const int most_rows = kernel.paired ? kernel.keys / 2 : kernel.keys;
+  const int box_rows = p.page_table != nullptr ? std::gcd(p.page_size, most_rows) : most_rows;
   hopper::PrefillMaps maps;
   {
     const int64_t sizes[] = {p.head_dim, p.num_heads, p.total_q};
@@ -240,7 +251,7 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   if (p.softcap > 0.0f) args.cap_scale = 2.0f * std::numbers::log2e_v<float> * p.softmax_scale / p.softcap;
   args.mask = key_mask(p);
   const int64_t most_tiles = max_entries(p) * p.num_heads * args.parts;
-  const int blocks = static_cast<int>(std::min<int64_t>(gpu.multiprocessors, most_tiles));
+  const int blocks = static_cast<int>(std::min<int64_t>(workers(kernel, gpu), most_tiles)) * (kernel.paired ? 2 : 1);
   const PrefillKernel::Launch launch = p.softcap > 0.0f ? kernel.launch_softcap : kernel.launch;
   ONEPASS_RETURN_IF_ERROR(cuda_status(launch(args, maps, blocks, stream), "hopper-prefill: run"));
   return args.parts > 1 ? merge_parts(p, args, stream) : ok_status();

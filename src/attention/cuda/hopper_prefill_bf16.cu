@@ -6,6 +6,9 @@ std::span<const PrefillKernel> prefill_kernels_bf16() {
   static constexpr PrefillKernel kKernels[] = {
       // A second tile's queries are worth more than a third block of keys where tiles are short.
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 128, 128, 128, 2, 2, 2, 2>>(/*longest=*/1024),
+      // Pairs gain where K and V pass by for long.
+      make_prefill_kernel<Paired<PrefillConfig<__nv_bfloat16, 128, 128, 128, 3, 2, 1, 2>>>(/*longest=*/0,
+                                                                                           /*shortest=*/2048),
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 128, 128, 128, 3, 2, 1, 2>>(),
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 64, 64, 128, 3, 3, 2, 1, 3>>(),
       make_prefill_kernel<PrefillConfig<__nv_bfloat16, 192, 128, 128, 2, 2, 1, 1>>(),

@@ -1,6 +1,8 @@
 // A consumer of the Hopper prefill kernel: a warpgroup that owns 64 queries of each tile.
 #pragma once
 
+#include <cstddef>
+
 #include "attention/cuda/hopper_prefill_kernel.cuh"
 #include "attention/cuda/hopper_prefill_softmax.cuh"
 
@@ -67,9 +69,11 @@ class PrefillConsumer {
 
       const bool accumulate = end_block_ - first_block_ > 1;
       const int tile_slot = tile_slot_;
+      // Before the turn: it takes long, and the tensor cores would wait.
+      const bool more = next_tile();
       take_turn();
       start_values(o, p, accumulate);
-      const bool more = next_tile();  // while the product runs
+      softmax_.add_up();  // while the product runs
       // When there are no more, the scores of whatever lies there: it costs little once, and spares a branch, for which
       // ptxas would serialize the products.
       start_first_scores(s, more);
@@ -123,28 +127,34 @@ class PrefillConsumer {
     release_values();
   }
 
+  // For a block of K or V; what threads have copied, the tensor cores see behind a fence.
+  __device__ static void wait_for_copies(uint32_t full, uint32_t parity) {
+    barrier_wait(full, parity);
+    if constexpr (Config::kGather) fence_async_proxy();
+  }
+
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
   __device__ void take_turn() const { named_barrier_sync(1 + warpgroup_, 256); }
   __device__ void pass_turn() const { named_barrier_arrive(1 + (warpgroup_ + 1) % Config::kConsumers, 256); }
 
   __device__ void release_keys() {
-    if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot));
+    if (lane_ == 0) barrier_arrive(shared_.key_empty(key_.slot()));
     key_.advance();
   }
   // When the last scores of a tile are there: the next tile's queries may come.
   __device__ void release_queries() {
-    if (lane_ == 0) barrier_arrive(shared_.query_empty(query_.slot, warpgroup_));
+    if (lane_ == 0) barrier_arrive(shared_.query_empty(query_.slot(), warpgroup_));
     query_.advance();
   }
   __device__ void release_values() {
-    if (lane_ == 0) barrier_arrive(shared_.value_empty(value_.slot));
+    if (lane_ == 0) barrier_arrive(shared_.value_empty(value_.slot()));
     value_.advance();
   }
 
   // Waits for the next tile; false when there is none.
   __device__ bool next_tile() {
-    barrier_wait(shared_.tile_full(tile_.slot), tile_.parity);
-    tile_slot_ = tile_.slot;
+    barrier_wait(shared_.tile_full(tile_.slot()), tile_.parity());
+    tile_slot_ = tile_.slot();
     tile_.advance();
     const PrefillTile tile = shared_.load_tile(tile_slot_);
     if (tile.rows == 0) return false;
@@ -156,7 +166,7 @@ class PrefillConsumer {
     // Blocks of which none of the 64 rows sees a key are passed over.
 #pragma unroll 1
     for (int n = tile.end_block; n > end_block_; --n) {
-      barrier_wait(shared_.key_full(key_.slot), key_.parity);
+      barrier_wait(shared_.key_full(key_.slot()), key_.parity());
       release_keys();
     }
     return true;
@@ -167,22 +177,22 @@ class PrefillConsumer {
     for (int n = shared_.load_tile(tile_slot_).end_block; n > end_block_; --n) {
       take_turn();
       pass_turn();
-      barrier_wait(shared_.value_full(value_.slot), value_.parity);
+      barrier_wait(shared_.value_full(value_.slot()), value_.parity());
       release_values();
     }
   }
 
   // Starts the first scores of a tile; `more`: if there is one.
   __device__ void start_first_scores(Scores& s, bool more = true) {
-    if (more) barrier_wait(shared_.query_full(query_.slot, warpgroup_), query_.parity);
+    if (more) barrier_wait(shared_.query_full(query_.slot(), warpgroup_), query_.parity());
     start_scores(s, more);
   }
 
   // Starts S = Q K^T for the next block of K.
   __device__ void start_scores(Scores& s, bool wait = true) {
-    if (wait) barrier_wait(shared_.key_full(key_.slot), key_.parity);
-    const uint64_t q = row_descriptor(shared_.query(query_.slot, warpgroup_));
-    const uint64_t k = row_descriptor(shared_.key(key_.slot));
+    if (wait) wait_for_copies(shared_.key_full(key_.slot()), key_.parity());
+    const uint64_t q = row_descriptor(shared_.query(query_.slot(), warpgroup_));
+    const uint64_t k = row_descriptor(shared_.key(key_.slot()));
     wgmma_touch(s);
     wgmma_fence();
 #pragma unroll
@@ -196,8 +206,8 @@ class PrefillConsumer {
 
   // Starts O += P V (or O = P V) for the next block of V.
   __device__ void start_values(Accumulators& o, Weights& p, bool accumulate) {
-    barrier_wait(shared_.value_full(value_.slot), value_.parity);
-    const uint64_t v = column_descriptor(shared_.value(value_.slot), kKeys * 128);
+    wait_for_copies(shared_.value_full(value_.slot()), value_.parity());
+    const uint64_t v = column_descriptor(shared_.value(value_.slot()), kKeys * 128);
     wgmma_touch(o);
     wgmma_touch(p);
     wgmma_fence();
@@ -206,6 +216,10 @@ class PrefillConsumer {
     wgmma_commit();
   }
 
+  // Of the warpgroup, in the tile. All lanes call it.
+  __device__ int first_row() const {
+    return Config::kPaired ? uniform(shared_.first_row(warpgroup_)) : 64 * warpgroup_;
+  }
   __device__ int thread_row(int half) const { return 16 * warp_ + lane_ / 4 + 8 * half; }
 
   __device__ bool needs_mask(int n) const { return n < full_first_ || n >= full_end_; }
@@ -213,13 +227,26 @@ class PrefillConsumer {
   // Keys that a row does not see get a score of -infinity. Of a thread's 32 columns (kKeys / 4) of a row, in order,
   // those before some bound are the bits below a place: tests of constant bits are cheaper than comparisons.
   __device__ void mask(Scores& s, int n) const {
-    const PrefillTile tile = shared_.load_tile(tile_slot_);
-    const int first_position = tile.position + 64 * warpgroup_;
     const int column = n * kKeys + lane_ % 4 * 2;
+    int ends[2];
+    int first_position = 0;
+    if (args_.mask.chunk > 0 || n < full_first_) {
+      const PrefillTile tile = shared_.load_tile(tile_slot_);
+      first_position = tile.position + first_row();
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        ends[half] = args_.mask.end(first_position + thread_row(half), tile.seqlen_k);
+    } else {
+      const uint32_t tile = shared_.tile(tile_slot_);
+      const int seqlen_k = load_shared_4(tile + offsetof(PrefillTile, seqlen_k));
+      const int seen_end =
+          load_shared_4(shared_.part_address(tile_slot_, warpgroup_) + offsetof(PrefillTilePart, seen_end));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) ends[half] = min(seen_end + thread_row(half), seqlen_k);
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int position = first_position + thread_row(half);
-      const int seen = columns_before(args_.mask.end(position, tile.seqlen_k) - column);
+      const int seen = columns_before(ends[half] - column);
 #pragma unroll
       for (int word = 0; word < kKeys / 4; word += 32) {
         const uint32_t bits = low_bits(seen - word);
@@ -272,30 +299,32 @@ class PrefillConsumer {
     const PrefillTile to = shared_.load_tile(tile_slot);
     __syncwarp();
     if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_slot));
-    softmax_.finish(args_.sinks == nullptr ? nullptr : args_.sinks + to.head);
+    if (args_.sinks != nullptr) softmax_.add_sink(args_.sinks[to.head]);
+    const int tile_row = first_row();
     const float inverse[2] = {softmax_.inverse_sum(0), softmax_.inverse_sum(1)};
     if (args_.part_out != nullptr) {
-      write_part(o, inverse, to);
+      write_part(o, inverse, to, tile_row);
     } else {
-      write_staged(o, inverse, to);
+      write_staged(o, inverse, to, tile_row);
     }
-    if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int tile_row = 64 * warpgroup_ + thread_row(half);
-      if (tile_row < to.rows) {
-        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row] = softmax_.log_sum(half);
-      }
+    if (args_.softmax_lse == nullptr) return;
+    // Of a quad, one lane for each of its two rows.
+    const int half = lane_ % 4;
+    const int row = tile_row + thread_row(half);
+    const float log_sum = half == 0 ? softmax_.log_sum(0) : softmax_.log_sum(1);
+    if (half < 2 && row < to.rows) {
+      args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row] = log_sum;
     }
   }
 
   // In float32, straight from registers.
-  __device__ void write_part(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
+  __device__ void write_part(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to,
+                             int tile_row) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int tile_row = 64 * warpgroup_ + thread_row(half);
-      if (tile_row >= to.rows) continue;
-      const int64_t row = static_cast<int64_t>(to.head) * args_.total_q + to.q_row + tile_row;
+      const int row_in_tile = tile_row + thread_row(half);
+      if (row_in_tile >= to.rows) continue;
+      const int64_t row = static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row_in_tile;
       float* out = args_.part_out + row * Config::kHeadDimV + lane_ % 4 * 2;
 #pragma unroll
       for (int i = 0; i < Config::kHeadDimV / 8; ++i) {
@@ -306,8 +335,9 @@ class PrefillConsumer {
   }
 
   // Some panels at a time, by way of the warp's own shared memory.
-  __device__ void write_staged(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to) const {
-    const int first_row = 64 * warpgroup_ + 16 * warp_;  // of the warp, in the tile
+  __device__ void write_staged(const Accumulators& o, const float (&inverse)[2], const PrefillTile& to,
+                               int tile_row) const {
+    const int first_row = tile_row + 16 * warp_;  // of the warp, in the tile
     const int rows = to.rows - first_row;
     const uint32_t stage = shared_.output(4 * warpgroup_ + warp_);
 #pragma unroll

@@ -47,10 +47,11 @@ struct PrefillConfig {
   static constexpr int kTileOffset = kOutputOffset + 4 * kConsumers * kOutputBytes;
   static constexpr int kBarrierOffset = kTileOffset + kTileSlots * kTileBytes;
   static constexpr int kNumBarriers =
-      2 * kTileSlots + 2 * kQuerySlots * kConsumers + 2 * (kKeyStages + kValueStages) + 1;
+      4 * kTileSlots + 2 * kQuerySlots * kConsumers + 3 * (kKeyStages + kValueStages) + kValueStages;
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
   static_assert(kSharedBytes <= 232448);
   static_assert(kPanelsV % kOutputPanels == 0);
+  static constexpr bool kPaired = false;
   static constexpr bool kGather = false;
   static constexpr bool kSoftcap = false;
 };
@@ -61,6 +62,15 @@ struct Gathering : Config {
   static constexpr bool kGather = true;
   static constexpr int kProducerRegisters = Config::kHeadDim == 256 ? 40 : 56;
   static constexpr int kConsumerRegisters = Config::kHeadDim == 256 ? 232 : 224;
+};
+
+// The same by pairs of thread blocks, clusters of two, for long requests: a tile has twice as many rows, and each of
+// the two copies half of a block of K or V to both. The L2 cache gives half as much, and so takes less power.
+template <typename Config>
+struct Paired : Config {
+  static constexpr bool kPaired = true;
+  static constexpr int kRows = 2 * Config::kRows;
+  static_assert(Config::kConsumers == 2);
 };
 
 // The same with a soft cap, whose exponentials would slow the others down even where they are not computed.
@@ -89,19 +99,20 @@ struct alignas(16) PrefillTilePart {
   int32_t end_block;
   int32_t full_first;
   int32_t full_end;
+  int32_t seen_end;  // without chunks: the keys that its first row sees end here or with the sequence; a row later, one
+                     // more
 };
 
-// A place in a ring of kSize slots and the parity of its round.
+// A place in a ring of kSize slots and the parity of its round, in one register.
 template <int kSize>
-struct RingPlace {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++slot == kSize) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
+class RingPlace {
+ public:
+  __device__ int slot() const { return place_ < kSize ? place_ : place_ - kSize; }
+  __device__ uint32_t parity() const { return place_ < kSize ? 0 : 1; }
+  __device__ void advance() { place_ = place_ == 2 * kSize - 1 ? 0 : place_ + 1; }
+
+ private:
+  int place_ = 0;
 };
 
 // For what the compiler cannot know to be the same in all threads of a warp: loops over it, and descriptors, then stay
@@ -111,6 +122,19 @@ __device__ inline int uniform(int x) { return __shfl_sync(0xFFFFFFFF, x, 0); }
 template <typename Config>
 struct PrefillShared {
   uint32_t base;
+  // Of a pair: how far it is from here to the same place in the other's shared memory.
+  uint32_t to_other = 0;
+  __device__ PrefillShared other() const { return {base + to_other, 0u - to_other}; }
+  // The thread block's place in its pair, read anew wherever it is wanted: registers are scarce.
+  __device__ static uint32_t rank() { return Config::kPaired ? cluster_rank() : 0; }
+
+  // Where in a tile are the 64 rows of a consumer? A pair's first has the first and the last, so that on the diagonal,
+  // where a block fewer is seen by half of the rows, both have the same to do.
+  __device__ static int first_row(int consumer, uint32_t rank = PrefillShared::rank()) {
+    if constexpr (!Config::kPaired) return 64 * consumer;
+    return rank == 0 ? 192 * consumer : 64 + 64 * consumer;
+  }
+
   // The queries of one consumer.
   __device__ uint32_t query(int slot, int consumer) const {
     return base + (slot * Config::kConsumers + consumer) * (Config::kQueryBytes / Config::kConsumers);
@@ -140,7 +164,13 @@ struct PrefillShared {
   __device__ uint32_t tile_full(int slot) const { return barrier(kTiles + slot); }
   __device__ uint32_t tile_empty(int slot) const { return barrier(kEmpty + kTiles + slot); }
   // A block of V that has rows to be zeroed before the consumers may have it.
-  __device__ uint32_t value_raw() const { return barrier(2 * kEmpty); }
+  __device__ uint32_t value_raw(int slot) const { return barrier(2 * kEmpty + slot); }
+  // Of a pair: the other's slot of K or V is empty too; the second may be given a tile; the second has been.
+  static constexpr int kPair = 2 * kEmpty + Config::kValueStages;
+  __device__ uint32_t other_key_empty(int slot) const { return barrier(kPair + slot); }
+  __device__ uint32_t other_value_empty(int slot) const { return barrier(kPair + kValues + slot); }
+  __device__ uint32_t other_tile_empty(int slot) const { return barrier(kPair + kQueries + slot); }
+  __device__ uint32_t tile_sent(int slot) const { return barrier(kPair + kQueries + Config::kTileSlots + slot); }
 
   __device__ PrefillTile load_tile(int slot) const {
     const uint4 a = load_shared_16(tile(slot));
@@ -149,17 +179,26 @@ struct PrefillShared {
     return {uniform(a.x), uniform(a.y), uniform(a.z), uniform(a.w), uniform(b.x),
             uniform(b.y), uniform(b.z), uniform(b.w), uniform(c.x), uniform(c.y)};
   }
+  __device__ uint32_t part_address(int slot, int consumer) const { return tile(slot) + 48 + 16 * consumer; }
   __device__ PrefillTilePart load_part(int slot, int consumer) const {
-    const uint4 a = load_shared_16(tile(slot) + 48 + 16 * consumer);
-    return {uniform(a.x), uniform(a.y), uniform(a.z)};
+    const uint4 a = load_shared_16(part_address(slot, consumer));
+    return {uniform(a.x), uniform(a.y), uniform(a.z), uniform(a.w)};
   }
+  // `this` may be the other of a pair.
   __device__ void store_part(int slot, int consumer, const PrefillTilePart& part) const {
-    store_shared_16(tile(slot) + 48 + 16 * consumer, make_uint4(part.end_block, part.full_first, part.full_end, 0));
+    store(part_address(slot, consumer), make_uint4(part.end_block, part.full_first, part.full_end, part.seen_end));
   }
   __device__ void store_tile(int slot, const PrefillTile& t) const {
-    store_shared_16(tile(slot), make_uint4(t.q_row, t.rows, t.position, t.seqlen_k));
-    store_shared_16(tile(slot) + 16, make_uint4(t.head, t.head_kv, t.first_block, t.end_block));
-    store_shared_16(tile(slot) + 32, make_uint4(t.kv_row, t.request, 0, 0));
+    store(tile(slot), make_uint4(t.q_row, t.rows, t.position, t.seqlen_k));
+    store(tile(slot) + 16, make_uint4(t.head, t.head_kv, t.first_block, t.end_block));
+    store(tile(slot) + 32, make_uint4(t.kv_row, t.request, 0, 0));
+  }
+  __device__ static void store(uint32_t to, uint4 v) {
+    if constexpr (Config::kPaired) {
+      store_cluster_16(to, v);
+    } else {
+      store_shared_16(to, v);
+    }
   }
 };
 

@@ -12,7 +12,10 @@ template <typename Config>
 __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __grid_constant__ PrefillArgs args,
                                                                       const __grid_constant__ PrefillMaps maps) {
   extern __shared__ char memory[];
-  const PrefillShared<Config> shared{(shared_address(memory) + 1023) / 1024 * 1024};
+  PrefillShared<Config> shared{(shared_address(memory) + 1023) / 1024 * 1024};
+  if constexpr (Config::kPaired) {
+    shared.to_other = uniform(address_in_cluster(shared.base, 1 - shared.rank()) - shared.base);
+  }
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4 * Config::kConsumers;
     for (int i = 0; i < Config::kQuerySlots; ++i) {
@@ -22,21 +25,29 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       }
     }
     for (int i = 0; i < Config::kKeyStages; ++i) {
-      barrier_init(shared.key_full(i), Config::kGather ? kGatherWarps : 1);
+      barrier_init(shared.key_full(i), Config::kGather ? 32 * kGatherWarps : 1);
       barrier_init(shared.key_empty(i), kWarps);
+      barrier_init(shared.other_key_empty(i), 1);
     }
     for (int i = 0; i < Config::kValueStages; ++i) {
-      barrier_init(shared.value_full(i), Config::kGather ? kGatherWarps : 1);
+      barrier_init(shared.value_full(i), Config::kGather ? 32 * kGatherWarps : 1);
       barrier_init(shared.value_empty(i), kWarps);
+      barrier_init(shared.other_value_empty(i), 1);
+      barrier_init(shared.value_raw(i), 1);
     }
     for (int i = 0; i < Config::kTileSlots; ++i) {
-      barrier_init(shared.tile_full(i), 1);
+      barrier_init(shared.tile_full(i), Config::kConsumers);  // each part's writer arrives
       barrier_init(shared.tile_empty(i), kWarps + (Config::kGather ? kGatherWarps : 2));
+      barrier_init(shared.other_tile_empty(i), 1);
+      barrier_init(shared.tile_sent(i), Config::kConsumers);
     }
-    barrier_init(shared.value_raw(), 1);
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (Config::kPaired) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
   wait_for_earlier_kernels();
   if (threadIdx.x < 128) {
     give_registers<Config::kProducerRegisters>();
@@ -53,6 +64,11 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     take_registers<Config::kConsumerRegisters>();
     PrefillConsumer<Config>(args, maps, shared).run();
   }
+  if constexpr (Config::kPaired) {
+    // Neither may end while the other still writes to its shared memory.
+    __syncwarp();
+    cluster_sync();
+  }
 }
 
 template <typename Config>
@@ -61,25 +77,29 @@ cudaError_t launch_prefill(const PrefillArgs& args, const PrefillMaps& maps, int
       cudaFuncSetAttribute(prefill_kernel<Config>, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
   if (error != cudaSuccess) return error;
   // The next kernel in the stream may be launched before the one before it has ended; it waits at its start.
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {2, 1, 1};
   cudaLaunchConfig_t launch{};
   launch.gridDim = dim3(blocks);
   launch.blockDim = dim3(Config::kThreads);
   launch.dynamicSmemBytes = Config::kSharedBytes;
   launch.stream = stream;
-  launch.attrs = &early;
-  launch.numAttrs = 1;
+  launch.attrs = attributes;
+  launch.numAttrs = Config::kPaired ? 2 : 1;
   return cudaLaunchKernelEx(&launch, prefill_kernel<Config>, args, maps);
 }
 
 template <typename Config>
-constexpr PrefillKernel make_prefill_kernel(int longest = 0) {
+constexpr PrefillKernel make_prefill_kernel(int longest = 0, int shortest = 0) {
   return {.head_dim = Config::kHeadDim,
           .head_dim_v = Config::kHeadDimV,
           .rows = Config::kRows,
           .keys = Config::kKeys,
+          .paired = Config::kPaired,
+          .shortest = shortest,
           .longest = longest,
           .gathers = Config::kGather,
           .launch = launch_prefill<Config>,

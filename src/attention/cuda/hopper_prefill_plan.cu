@@ -52,7 +52,7 @@ __device__ int tiles_of_request(const PrefillPlanArgs& args, int b) {
 
 __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
   // In double precision, which is exact enough and much faster than 64-bit divisions.
-  const double by_tiles = static_cast<double>(tiles_of_request(args, b)) * args.num_heads / (2 * args.multiprocessors);
+  const double by_tiles = static_cast<double>(tiles_of_request(args, b)) * args.num_heads / (2 * args.workers);
   const double by_keys = static_cast<double>(args.cache_seqlens[b]) / static_cast<double>(args.cached_keys);
   return static_cast<int64_t>(max(by_tiles, by_keys) * kChunkWeight);
 }

@@ -74,7 +74,7 @@ struct PrefillPlanArgs {
   int32_t tile_rows = 0;
   int32_t num_heads = 0;
   int32_t heads_per_kv = 0;
-  int32_t multiprocessors = 0;
+  int32_t workers = 0;      // multiprocessors, or pairs of them, that work on a tile each
   int64_t cached_keys = 0;  // how many keys (of one KV head, with their values) the L2 cache may be trusted to hold
   KeyMask mask;
   // Results.

@@ -17,10 +17,10 @@ class PrefillProducer {
   __device__ void run() {
     if (lane_ == 0) prefetch_tensor_map(map_);
     while (true) {
-      barrier_wait(shared_.tile_full(tile_.slot), tile_.parity);
-      const PrefillTile tile = shared_.load_tile(tile_.slot);
+      barrier_wait(shared_.tile_full(tile_.slot()), tile_.parity());
+      const PrefillTile tile = shared_.load_tile(tile_.slot());
       __syncwarp();
-      if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_.slot));
+      if (lane_ == 0) barrier_arrive(shared_.tile_empty(tile_.slot()));
       tile_.advance();
       if (tile.rows == 0) return;
       seqlen_k_ = tile.seqlen_k;
@@ -45,17 +45,25 @@ class PrefillProducer {
   __device__ void copy(int n) {
     // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
     if (args_.page_table != nullptr && n > 0 && lane_ < args_.boxes) prefetch_l1(page_id(n - 1, lane_));
-    const int slot = block_.slot;
+    const int slot = block_.slot();
     const uint32_t full = kValues ? shared_.value_full(slot) : shared_.key_full(slot);
     const uint32_t to = kValues ? shared_.value(slot) : shared_.key(slot);
-    barrier_wait(kValues ? shared_.value_empty(slot) : shared_.key_empty(slot), block_.parity ^ 1);
+    barrier_wait(kValues ? shared_.value_empty(slot) : shared_.key_empty(slot), block_.parity() ^ 1);
+    if constexpr (Config::kPaired) {
+      // Half of the block goes to the other, and half of it comes from there.
+      const uint32_t empty = kValues ? shared_.other_value_empty(slot) : shared_.other_key_empty(slot);
+      if (lane_ == 0) barrier_arrive_cluster_relaxed(empty + shared_.to_other);
+      barrier_wait(empty, block_.parity());
+    }
     block_.advance();
     const int valid = seqlen_k_ - n * Config::kKeys;
     if (!kValues || valid >= Config::kKeys) return copy_boxes(n, to, full);
     // Rows of V past the sequence's end may hold NaN, which would survive the product with a probability of zero.
-    copy_boxes(n, to, shared_.value_raw());
-    barrier_wait(shared_.value_raw(), raw_parity_);
-    raw_parity_ ^= 1;
+    // The other of a pair may be at the next such block already, in another slot.
+    const int raw = Config::kPaired ? slot : 0;
+    copy_boxes(n, to, shared_.value_raw(raw));
+    barrier_wait(shared_.value_raw(raw), raw_parities_ >> raw & 1);
+    raw_parities_ ^= 1u << raw;
     for (int panel = 0; panel < kPanels; ++panel) {
 #pragma unroll 1
       for (int i = valid * 8 + lane_; i < Config::kKeys * 8; i += 32) {
@@ -67,31 +75,39 @@ class PrefillProducer {
     if (lane_ == 0) barrier_arrive(full);
   }
 
+  // Of a pair, each thread block copies half of the boxes, to both.
   __device__ void copy_boxes(int n, uint32_t to, uint32_t full) const {
     const int first_key = n * Config::kKeys;
-    if (args_.page_table == nullptr) {  // one box a panel
+    if (args_.page_table == nullptr) {  // one box a panel, of a pair two
       if (lane_ == 0) {
         barrier_arrive_expect(full, Config::kKeys * kPanels * 128);
+        const int row = Config::kPaired ? static_cast<int>(shared_.rank()) * (Config::kKeys / 2) : 0;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          copy_box_4d(to + panel * Config::kKeys * 128, map_, panel * 64, head_kv_, kv_row_ + first_key, 0, full,
-                      kEvictLast);
+          copy_box(to + (panel * Config::kKeys + row) * 128, panel * 64, kv_row_ + first_key + row, 0, full);
         }
       }
     } else {
       const int box = lane_ / kPanels;  // each lane a box of some rows and one panel
       const int panel = lane_ % kPanels;
-      const bool mine = box < boxes(n);
+      const bool mine = box < boxes(n) && (!Config::kPaired || box % 2 == static_cast<int>(shared_.rank()));
       const int page = mine ? __ldg(page_id(n, box)) : 0;
       if (lane_ == 0) barrier_arrive_expect(full, boxes(n) * args_.box_rows * kPanels * 128);
       __syncwarp();
       if (mine) {
         const int row = box * args_.box_rows;
-        copy_box_4d(to + (panel * Config::kKeys + row) * 128, map_, panel * 64, head_kv_,
-                    (first_key + row) & ((1 << args_.page_shift) - 1), page, full, kEvictLast);
+        copy_box(to + (panel * Config::kKeys + row) * 128, panel * 64,
+                 (first_key + row) & ((1 << args_.page_shift) - 1), page, full);
       }
     }
     __syncwarp();
+  }
+  __device__ void copy_box(uint32_t to, int column, int row, int page, uint32_t full) const {
+    if constexpr (Config::kPaired) {
+      copy_box_4d_multicast(to, map_, column, head_kv_, row, page, full, 3, kEvictLast);
+    } else {
+      copy_box_4d(to, map_, column, head_kv_, row, page, full, kEvictLast);
+    }
   }
 
   const PrefillArgs& args_;
@@ -100,7 +116,7 @@ class PrefillProducer {
   int lane_;
   RingPlace<Config::kTileSlots> tile_;
   RingPlace<kStages> block_;
-  uint32_t raw_parity_ = 0;
+  uint32_t raw_parities_ = 0;  // a bit for each slot
   // Of the current tile.
   int seqlen_k_ = 0;
   int kv_row_ = 0;

@@ -13,18 +13,20 @@ class PrefillScheduler {
       : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % 32) {}
 
   __device__ void run() {
-    int index = blockIdx.x;
+    if (shared_.rank() != 0) return follow();
+    const int workers = gridDim.x / kBlocks;
+    int index = blockIdx.x / kBlocks;
     while (index < args_.plan->num_tiles * args_.parts) {
       const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0;
       schedule(index);
-      index = gridDim.x + __shfl_sync(0xFFFFFFFF, next, 0);
+      index = workers + __shfl_sync(0xFFFFFFFF, next, 0);
     }
     announce(PrefillTile{});
     let_next_kernel_start();
     // The last block to come here leaves the counters ready for the next run.
     if (lane_ == 0) {
       __threadfence();
-      if (atomicAdd(&args_.plan->finished, 1) == static_cast<int>(gridDim.x) - 1) {
+      if (atomicAdd(&args_.plan->finished, 1) == workers - 1) {
         args_.plan->finished = 0;
         args_.plan->next_tile = 0;
       }
@@ -32,6 +34,23 @@ class PrefillScheduler {
   }
 
  private:
+  static constexpr bool kPaired = Config::kPaired;
+  static constexpr int kBlocks = kPaired ? 2 : 1;  // that work on one tile
+
+  // The second of a pair hands on what the first sends, and copies its own queries.
+  __device__ void follow() {
+    while (true) {
+      announced_ = place_.slot();
+      barrier_wait(shared_.tile_empty(announced_), place_.parity() ^ 1);
+      if (lane_ == 0) barrier_arrive_cluster_relaxed(shared_.other_tile_empty(announced_) + shared_.to_other);
+      barrier_wait_cluster(shared_.tile_sent(announced_), place_.parity());
+      place_.advance();
+      if (lane_ < Config::kConsumers) barrier_arrive(shared_.tile_full(announced_));
+      if (load_shared_16(shared_.tile(announced_)).y == 0) return let_next_kernel_start();
+      copy_queries();
+    }
+  }
+
   // Which entry, head and part of the keys is the tile called `index`? Indices only grow.
   __device__ void schedule(int index) {
     const int part = index % args_.parts;
@@ -73,21 +92,31 @@ class PrefillScheduler {
   }
 
   __device__ void announce(const PrefillTile& tile) {
-    announced_ = place_.slot;
-    barrier_wait(shared_.tile_empty(place_.slot), place_.parity ^ 1);
-    if (lane_ == 0) shared_.store_tile(place_.slot, tile);
+    announced_ = place_.slot();
+    barrier_wait(shared_.tile_empty(place_.slot()), place_.parity() ^ 1);
+    if constexpr (kPaired) barrier_wait(shared_.other_tile_empty(place_.slot()), place_.parity());
+    // Lanes of the pair's second thread block write to it.
+    const int block = kPaired ? lane_ / Config::kConsumers : 0;
+    const int consumer = kPaired ? lane_ % Config::kConsumers : lane_;
+    const PrefillShared<Config> to = kPaired && block == 1 ? shared_.other() : shared_;
+    if (consumer == 0 && block < kBlocks) to.store_tile(place_.slot(), tile);
     __syncwarp();
-    if (lane_ < Config::kConsumers) store_part();
-    __syncwarp();
-    if (lane_ == 0) barrier_arrive(shared_.tile_full(place_.slot));
+    if (consumer < Config::kConsumers && block < kBlocks) {
+      store_part(to, consumer, block);
+      if (kPaired && block == 1) {
+        barrier_arrive_cluster(to.tile_sent(place_.slot()));
+      } else {
+        barrier_arrive(shared_.tile_full(place_.slot()));
+      }
+    }
     place_.advance();
   }
 
   // Worked out here, for the consumers have no time for it.
-  __device__ void store_part() const {
-    const uint4 rows = load_shared_16(shared_.tile(place_.slot));  // q_row, rows, position, seqlen_k
-    const uint4 blocks = load_shared_16(shared_.tile(place_.slot) + 16);
-    const int first_row = static_cast<int>(rows.z) + 64 * lane_;
+  __device__ void store_part(const PrefillShared<Config>& to, int consumer, uint32_t rank) const {
+    const uint4 rows = load_shared_16(shared_.tile(place_.slot()));  // q_row, rows, position, seqlen_k
+    const uint4 blocks = load_shared_16(shared_.tile(place_.slot()) + 16);
+    const int first_row = static_cast<int>(rows.z) + to.first_row(consumer, rank);
     const auto seqlen_k = static_cast<int>(rows.w);
     const int end_key = args_.mask.end(first_row + 63, seqlen_k);
     PrefillTilePart part;
@@ -95,7 +124,8 @@ class PrefillScheduler {
                          static_cast<int>(blocks.w));
     part.full_first = (args_.mask.first(first_row + 63) + Config::kKeys - 1) / Config::kKeys;
     part.full_end = args_.mask.end(first_row, seqlen_k) / Config::kKeys;
-    shared_.store_part(place_.slot, lane_, part);
+    part.seen_end = args_.mask.window_right < 0 ? seqlen_k : first_row + args_.mask.window_right + 1;
+    to.store_part(place_.slot(), consumer, part);
   }
 
   // Of the tile announced last, which stays where it is until its output has been written.
@@ -103,16 +133,16 @@ class PrefillScheduler {
     // Each consumer's as soon as it has done with those before.
 #pragma unroll 1
     for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
-      barrier_wait(shared_.query_empty(query_.slot, consumer), query_.parity ^ 1);
+      barrier_wait(shared_.query_empty(query_.slot(), consumer), query_.parity() ^ 1);
       if (lane_ == 0) {
-        const uint32_t full = shared_.query_full(query_.slot, consumer);
+        const uint32_t full = shared_.query_full(query_.slot(), consumer);
         const int q_row = static_cast<int>(load_shared_16(shared_.tile(announced_)).x);
         const int head = static_cast<int>(load_shared_16(shared_.tile(announced_) + 16).x) % args_.num_heads;
         barrier_arrive_expect(full, Config::kQueryBytes / Config::kConsumers);
 #pragma unroll
         for (int panel = 0; panel < Config::kPanels; ++panel) {
-          copy_box_3d(shared_.query(query_.slot, consumer) + panel * 64 * 128, &maps_.q, panel * 64, head,
-                      q_row + 64 * consumer, full, kEvictFirst);
+          copy_box_3d(shared_.query(query_.slot(), consumer) + panel * 64 * 128, &maps_.q, panel * 64, head,
+                      q_row + shared_.first_row(consumer), full, kEvictFirst);
         }
       }
       __syncwarp();

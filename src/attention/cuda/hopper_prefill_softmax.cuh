@@ -96,17 +96,22 @@ class PrefillSoftmax {
     }
   }
 
-  // Adds the threads' sums up, and the sink (the exponent of what it adds, relative to nothing) if there is one.
-  __device__ void finish(const float* sink) {
+  // Adds the threads' sums up. It has no branches, so that it may stand between two products.
+  __device__ void add_up() {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       sum_[row] += __shfl_xor_sync(0xFFFFFFFF, sum_[row], 1);
       sum_[row] += __shfl_xor_sync(0xFFFFFFFF, sum_[row], 2);
-      if (sink != nullptr && sum_[row] > 0.0f) sum_[row] += exp2_approx(*sink * 1.4426950408889634f - max_[row]);
     }
   }
-
-  // After finish().
+  // Then the sink: the exponent of what it adds, relative to nothing.
+  __device__ void add_sink(float sink) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      if (sum_[row] > 0.0f) sum_[row] += exp2_approx(sink * 1.4426950408889634f - max_[row]);
+    }
+  }
+  // After those.
   __device__ float inverse_sum(int row) const { return sum_[row] > 0.0f ? __fdividef(1.0f, sum_[row]) : 0.0f; }
   __device__ float log_sum(int row) const {
     return sum_[row] > 0.0f ? (max_[row] + __log2f(sum_[row])) * 0.69314718055994531f : -INFINITY;

@@ -58,17 +58,47 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Whether the phase of the given parity has ended.
-__device__ inline bool barrier_test(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
+// --- Clusters --------------------------------------------------------------------------------------------------------
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Where the thread block of another rank has what this one has at `shared`.
+__device__ inline uint32_t address_in_cluster(uint32_t shared, uint32_t rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+  return address;
+}
+// All threads of all thread blocks, those that have ended excepted; what was written before is seen after.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// At an address in the cluster: what was written before is seen by those who barrier_wait_cluster().
+__device__ inline void barrier_arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// The same for who has only read: orders nothing else, and so waits for nothing.
+__device__ inline void barrier_arrive_cluster_relaxed(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ inline void barrier_wait_cluster(uint32_t barrier, uint32_t parity) {
   asm volatile(
-      "{\n.reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}\n"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
+      "{\n"
+      ".reg .pred done;\n"
+      "WAIT:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra DONE;\n"
+      "bra WAIT;\n"
+      "DONE:\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
       : "memory");
-  return done != 0;
+}
+__device__ inline void store_cluster_16(uint32_t address, uint4 v) {
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
 }
 
 // --- Copies by threads -----------------------------------------------------------------------------------------------
@@ -80,11 +110,12 @@ __device__ inline void copy_16_or_zeros(uint32_t shared, const void* global, boo
       "l"(global), "r"(static_cast<int>(copy))
       : "memory");
 }
-// This thread's copies: ends a group, waits until at most kPending groups are under way.
-__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ inline void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+// Waits until all copies of this thread have landed.
+__device__ inline void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Arrives at `barrier` when all copies that this thread has begun have landed; one of the arrivals that it was made
+// for.
+__device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // --- Copies by tensor map --------------------------------------------------------------------------------------------
@@ -115,6 +146,16 @@ __device__ inline void copy_box_4d(uint32_t shared, const CUtensorMap* map, int 
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
+      : "memory");
+}
+// The same to the thread blocks of a cluster whose bits are set in `mask`, at the same place in each and with the
+// bytes told to the same barrier of each.
+__device__ inline void copy_box_4d_multicast(uint32_t shared, const CUtensorMap* map, int c0, int c1, int c2, int c3,
+                                             uint32_t barrier, uint16_t mask, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2], %7, %8;" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"(mask), "l"(policy)
       : "memory");
 }
 __device__ inline void store_box_3d(uint32_t shared, const CUtensorMap* map, int c0, int c1, int c2) {

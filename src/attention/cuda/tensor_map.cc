@@ -24,7 +24,8 @@ StatusOr<Encode> find_encode() {
 }  // namespace
 
 StatusOr<CUtensorMap> make_tensor_map(const void* data, DType dtype, std::span<const int64_t> sizes,
-                                      std::span<const int64_t> strides, std::span<const int> box) {
+                                      std::span<const int64_t> strides, std::span<const int> box,
+                                      CUtensorMapL2promotion promotion) {
   static const StatusOr<Encode> encode = find_encode();
   ONEPASS_RETURN_IF_ERROR(encode.status());
   constexpr int kMaxRank = 5;
@@ -42,7 +43,7 @@ StatusOr<CUtensorMap> make_tensor_map(const void* data, DType dtype, std::span<c
   const CUresult result =
       (*encode)(&map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, rank,
                 const_cast<void*>(data), dims, stride_bytes, box_dims, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                CU_TENSOR_MAP_SWIZZLE_128B, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     return invalid_argument("tensor map of rank ", rank, ": the driver refuses it with error ",
                             static_cast<int>(result));
