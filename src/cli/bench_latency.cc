@@ -91,16 +91,19 @@ StatusOr<Iteration> run_once(Engine& engine, const LatencyOptions& options, std:
 Status run(const LatencyOptions& options) {
   const Clock::time_point start = Clock::now();
   ONEPASS_ASSIGN_OR_RETURN(ModelRunnerOptions runner_options, options.engine.runner_options());
+  ONEPASS_ASSIGN_OR_RETURN(const ModelConfig config, load_model_config(runner_options.model_dir));
+  const int context =
+      runner_options.context_length > 0 ? runner_options.context_length : config.max_position_embeddings;
+  if (int64_t{options.input_len} + options.output_len > context) {
+    return invalid_argument("input and output length: ", options.input_len, " + ", options.output_len,
+                            " tokens, more than the context of ", context);
+  }
   runner_options.dummy_weights = options.dummy_weights;
   runner_options.max_requests = options.batch_size;
   runner_options.kv_tokens =
       options.batch_size * (int64_t{options.input_len} + options.output_len + runner_options.page_size);
   ONEPASS_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(runner_options));
   const double load_seconds = seconds_since(start);
-  if (int64_t{options.input_len} + options.output_len > engine->context_length()) {
-    return invalid_argument("input and output length: ", options.input_len, " + ", options.output_len,
-                            " tokens, more than the context of ", engine->context_length());
-  }
   std::mt19937 random(1);
   for (int i = 0; i < options.warmup; ++i) {
     ONEPASS_RETURN_IF_ERROR(run_once(*engine, options, random).status());

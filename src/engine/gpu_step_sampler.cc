@@ -92,8 +92,9 @@ class GpuStepSampler final : public StepSampler {
   }
 
   void cancel() override {
-    if (has_work_) steps_.pop_back();
-    has_work_ = false;
+    if (!std::exchange(has_work_, false)) return;
+    steps_.pop_back();
+    current_ = (current_ + kSteps - 1) % kSteps;  // the half of the results is the next step's
   }
 
   std::vector<StatusOr<SampledToken>> collect() override {

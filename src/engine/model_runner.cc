@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "base/check.h"
 #include "base/memory_info.h"
@@ -193,12 +194,17 @@ StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv, int64_t beside_ca
       const double used = static_cast<double>(memory.total - memory.free);
       available = options_.gpu_memory_fraction * static_cast<double>(memory.total) - used -
                   static_cast<double>(beside_cache);
-      if (available < static_cast<double>(kv.bytes_per_page())) {
-        return resource_exhausted("KV cache: ", options_.gpu_memory_fraction, " of the GPU's ", memory.total,
-                                  " bytes are used up by weights, workspace and other programs (",
-                                  memory.total - memory.free, " bytes)");
+      const auto page = static_cast<double>(kv.bytes_per_page());
+      if (available < 2 * page) {  // one is the dummy request's
+        const double needed = (used + static_cast<double>(beside_cache) + 2 * page) / static_cast<double>(memory.total);
+        return resource_exhausted(
+            "KV cache: expected room for one page of ", options_.page_size, " tokens (", kv.bytes_per_page(),
+            " bytes) beside weights, workspace, graphs and other programs (", memory.total - memory.free + beside_cache,
+            " bytes) in ", options_.gpu_memory_fraction, " of the GPU's ", memory.total, " bytes; ",
+            needed <= 1.0 ? str_cat("a memory fraction of ", std::ceil(needed * 1000) / 1000, " has it")
+                          : "the model does not fit");
       }
-      available -= static_cast<double>(kv.bytes_per_page());  // the dummy request's
+      available -= page;  // the dummy request's
       is_limited = true;
     }
     if (is_limited) {
@@ -284,7 +290,10 @@ StatusOr<std::span<float>> ModelRunner::forward(const Batch& batch) {
 Status ModelRunner::launch(const Batch& batch, std::span<const SampleWork> work) {
   ONEPASS_CHECK_EQ(work.size(), batch.output_rows.size());
   ONEPASS_RETURN_IF_ERROR(queue(batch, work));
-  ONEPASS_RETURN_IF_ERROR(clock_.stop(cuda_stream_));
+  if (Status stopped = clock_.stop(cuda_stream_); !stopped.ok()) {
+    sampler_->cancel();
+    return stopped;
+  }
   in_flight_.push_back(!work.empty());
   return ok_status();
 }

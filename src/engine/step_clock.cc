@@ -25,9 +25,10 @@ Status StepClock::start(const CudaStream& stream) {
 
 Status StepClock::stop(const CudaStream& stream) {
   Step& step = steps_[(oldest_ + num_in_flight_) % kSteps];
-  ++num_in_flight_;
   step.host_stop = HostClock::now();
-  return is_on_gpu_ ? step.stop.record(stream) : ok_status();
+  if (is_on_gpu_) ONEPASS_RETURN_IF_ERROR(step.stop.record(stream));
+  ++num_in_flight_;
+  return ok_status();
 }
 
 Status StepClock::wait() {

@@ -312,7 +312,10 @@ bool SchedulerLoop::launch() {
 }
 
 void SchedulerLoop::collect() {
-  std::vector<StepExecutor::Sampled> step = executor_.collect();
+  StatusOr<std::vector<StepExecutor::Sampled>> collected = executor_.collect();
+  // Requests and prefix cache hold K and V that the device may not have computed: nothing can go on with them.
+  if (!collected.ok()) throw InvariantError(std::string(collected.status().message()));
+  std::vector<StepExecutor::Sampled>& step = *collected;
   for (size_t i = 0; i < step.size(); ++i) {
     if (i + 2 * kPrefetchDistance < step.size()) {
       prefetch(static_cast<Answer*>(step[i + 2 * kPrefetchDistance].request));

@@ -48,7 +48,7 @@ void StepExecutor::launch(const StepPlan& plan) {
   steps_.push_back(std::move(step));
 }
 
-std::vector<StepExecutor::Sampled> StepExecutor::collect() {
+StatusOr<std::vector<StepExecutor::Sampled>> StepExecutor::collect() {
   ONEPASS_CHECK(!steps_.empty());
   const Step step = std::move(steps_.front());
   steps_.pop_front();
@@ -56,13 +56,13 @@ std::vector<StepExecutor::Sampled> StepExecutor::collect() {
   StatusOr<std::vector<StatusOr<SampledToken>>> tokens;
   if (step.is_launched) tokens = runner_.collect();
   waiting_seconds_ += seconds_since(start);
-  if (!step.status.ok()) tokens = step.status;
+  ONEPASS_RETURN_IF_ERROR(step.status);
+  ONEPASS_RETURN_IF_ERROR(tokens.status());
 
   std::vector<Sampled> sampled;
   sampled.reserve(step.requests.size());
   for (size_t i = 0; i < step.requests.size(); ++i) {
-    // After a GPU's error none of the step's tokens can be trusted.
-    sampled.push_back({step.requests[i], tokens.ok() ? std::move((*tokens)[i]) : tokens.status()});
+    sampled.push_back({step.requests[i], std::move((*tokens)[i])});
   }
   return sampled;
 }

@@ -28,8 +28,9 @@ class StepExecutor {
   // Starts a step. Requests that sample have a Sampler.
   void launch(const StepPlan& plan);
   int num_in_flight() const { return static_cast<int>(steps_.size()); }
-  // The tokens of the oldest step in flight. REQUIRES: there is one.
-  std::vector<Sampled> collect();
+  // The tokens of the oldest step in flight. An error is the device's: what the step should have stored cannot be
+  // trusted either, so no later step can. REQUIRES: there is one.
+  StatusOr<std::vector<Sampled>> collect();
 
   // In which the caller's thread did the device's work, on the CPU, or waited for it.
   double waiting_seconds() const { return waiting_seconds_; }
