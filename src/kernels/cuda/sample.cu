@@ -73,7 +73,7 @@ template <bool kInShared>
 __device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice, const float* next) {
   const uint64_t own = find_own<true>(slice);
   if (next != nullptr) slice.start_load(next);
-  const ulonglong2* slots = team.tell_first(largest_of_warp(own), /*last=*/kInShared && next == nullptr);
+  const ulonglong2* slots = team.tell_first(largest_of_warp(own));
   return team.is_first_block() ? largest(team, slots) : 0;
 }
 
@@ -172,18 +172,14 @@ __device__ __noinline__ LogSum write_top_logprobs(Team team, Slice<kInShared> sl
 // done, and says whether it has.
 template <bool kInShared>
 __device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p, const SampleRow* from,
-                           const float* logits, const float* next, bool joins) {
+                           const float* logits, const float* next) {
   Scratch& s = team.scratch;
-  // All that is known of the row is on its way before the cluster's blocks wait for each other.
-  constexpr int kRowWords = sizeof(SampleRow) / 4;
-  const uint32_t word = threadIdx.x < kRowWords ? reinterpret_cast<const uint32_t*>(from)[threadIdx.x] : 0;
   const int slot = from->slot;
   const bool has_logprobs = from->num_logprobs >= 0;
   const bool has_penalties =
       from->repetition_penalty != 1.0f || from->presence_penalty != 0.0f || from->frequency_penalty != 0.0f;
   const bool is_adjusted = from->num_adjustments > 0 || (from->counts_last_token && has_penalties);
   const bool is_greedy = from->temperature == 0.0f;
-  if (joins) team.wait();
   const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   double normalizer = 0.0;
   const auto write = [&](int token) {
@@ -205,7 +201,9 @@ __device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
   __syncthreads();  // nobody is at the last row any more
   clear_histogram(s);
   if (threadIdx.x == 0) s.list_count = 0;
-  if (threadIdx.x < kRowWords) reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = word;
+  if (threadIdx.x < sizeof(SampleRow) / 4) {
+    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  }
   Peak peak = find_peak<true>(team, slice);
   const SampleRow& row = s.row;  // since all have met
   const auto take = [&](int token) {
@@ -270,14 +268,14 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   int row = static_cast<int>(blockIdx.x) / team.blocks;
   wait_for_earlier_kernels();
   slice_of(row).start_load(logits_of(row));
-  for (const int first = row; row < p.num_rows; row += step) {
+  team.wait();  // all blocks run, so their memory can be written
+  for (; row < p.num_rows; row += step) {
     const Slice<kInShared> slice = slice_of(row);
     const float* const next = row + step < p.num_rows ? logits_of(row + step) : nullptr;
-    const bool is_released = sample_row(team, slice, p, p.rows + row, logits_of(row), next, row == first);
+    const bool is_released = sample_row(team, slice, p, p.rows + row, logits_of(row), next);
     if (!is_released && next != nullptr) slice.start_load(next);
   }
-  // take() writes to blocks that must not be gone.
-  if constexpr (!kInShared) team.meet();
+  team.meet();  // what one writes to another is there before that one is gone
 }
 
 Status check(const CudaSampleParams& p, const SamplePlan& plan) {

@@ -66,18 +66,14 @@ __device__ inline int cluster_rank() {
   return 0;
 #endif
 }
-// What the block's threads wrote before is seen by who waits for the barrier: one warp's fence is enough for all of
-// them, and 16 of them would queue. All threads of the block meet here too.
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  __syncthreads();
-  if (threadIdx.x < 32) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  __cluster_barrier_arrive();
 #endif
 }
 __device__ inline void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+  __cluster_barrier_wait();
 #endif
 }
 // `mine` is in shared memory; the same place of block `rank`.
@@ -128,14 +124,12 @@ struct Team {
     return slots;
   }
 
-  // The same to the first block alone; the others' answer means nothing. They do not even wait for it where it is the
-  // `last` thing that they have to say.
-  __device__ const ulonglong2* tell_first(uint64_t x, bool last) {
+  // The same to the first block alone; the others' answer means nothing.
+  __device__ const ulonglong2* tell_first(uint64_t x) {
     ulonglong2* slots = scratch.slots[turn];
     turn ^= 1;
     if (lane == 0) *in_block(&slots[rank * kWarps + warp], 0) = {x, 0};
-    arrive();
-    if (is_first_block() || !last) wait();
+    meet();
     return slots;
   }
 
