@@ -66,14 +66,18 @@ __device__ inline int cluster_rank() {
   return 0;
 #endif
 }
+// What the block's threads wrote before is seen by who waits for the barrier: one warp's fence is enough for all of
+// them, and 16 of them would queue. All threads of the block meet here too.
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  __cluster_barrier_arrive();
+  __syncthreads();
+  if (threadIdx.x < 32) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ inline void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-  __cluster_barrier_wait();
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 // `mine` is in shared memory; the same place of block `rank`.
