@@ -73,7 +73,7 @@ template <bool kInShared>
 __device__ uint64_t find_peak_alone(Team& team, const Slice<kInShared>& slice, const float* next) {
   const uint64_t own = find_own<true>(slice);
   if (next != nullptr) slice.start_load(next);
-  const ulonglong2* slots = team.tell(largest_of_warp(own), 0, /*last=*/next == nullptr);
+  const ulonglong2* slots = team.tell_first(largest_of_warp(own));
   return team.is_first_block() ? largest(team, slots) : 0;
 }
 
@@ -117,9 +117,9 @@ __device__ void for_each_adjustment(const Team& team, const SampleRow& row, int 
   __syncthreads();
 }
 
-// The list of the tokens that pass `target` and all before them, in the order of their likelihood. Returns Team::told.
+// The list of the tokens that pass `target` and all before them, in the order of their likelihood.
 template <bool kInShared>
-__device__ __noinline__ int list_by_selection(Team team, Slice<kInShared> slice, LogitOrder order, Target target) {
+__device__ __noinline__ void list_by_selection(Team team, Slice<kInShared> slice, LogitOrder order, Target target) {
   const Selection last = select<false>(team, slice, order, target);
   clear_list(team);
   slice.for_each([&](float logit, int token) {
@@ -129,12 +129,11 @@ __device__ __noinline__ int list_by_selection(Team team, Slice<kInShared> slice,
     if (rank <= last.rank) add_to_list(team, last.key, token);
   });
   finish_merge(team, merge_lists(team));
-  return team.told;
 }
 
 struct LogSum {
   double value;
-  int told;  // of Team
+  int turn;  // of Team
 };
 
 // Of the logits as they came: writes the likeliest and returns log(sum(exp(logits))). Leaves histogram and list clear.
@@ -148,19 +147,15 @@ __device__ __noinline__ LogSum write_top_logprobs(Team team, Slice<kInShared> sl
   const int wanted = min(row.num_logprobs, p.vocab_size);
   const LogitOrder order{peak.max};
   const LogitBins bins(order, peak.least);
-  if (wanted > 0) {
-    count_own<false>(team, order, bins, peak.own);
-    team.arrive();
-  }
+  if (wanted > 0) count_own<false>(team, order, bins, peak.own);
   const double normalizer = peak.max + log(team.sum(static_cast<double>(mine)));
-  if (wanted <= 0) return {normalizer, team.told};
-  team.wait();
+  if (wanted <= 0) return {normalizer, team.turn};
 
   const Target target{true, static_cast<uint64_t>(wanted) - 1};
   list_bins(team, slice, order, bins, last_bin_needed<false>(team, target));
   const int merged = merge_lists(team);
   finish_merge(team, merged);
-  if (merged < 0) team.told = list_by_selection(team, slice, order, target);
+  if (merged < 0) list_by_selection(team, slice, order, target);
   if (team.is_first_block() && threadIdx.x < wanted) {
     // The logit itself may be adjusted already by another block that holds it in global memory.
     const uint64_t entry = team.scratch.sorted[threadIdx.x];
@@ -170,25 +165,21 @@ __device__ __noinline__ LogSum write_top_logprobs(Team team, Slice<kInShared> sl
   }
   clear_histogram(team.scratch);
   clear_list(team);
-  return {normalizer, team.told};
+  return {normalizer, team.turn};
 }
 
 // Begins to copy the logits `next`, unless that is null, into the slice where it is of no more use before the row is
 // done, and says whether it has.
 template <bool kInShared>
 __device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const CudaSampleParams& p, const SampleRow* from,
-                           const float* logits, const float* next, bool joins) {
+                           const float* logits, const float* next) {
   Scratch& s = team.scratch;
-  // All that is known of the row is on its way before the cluster's blocks wait for each other.
-  constexpr int kRowWords = sizeof(SampleRow) / 4;
-  const uint32_t word = threadIdx.x < kRowWords ? reinterpret_cast<const uint32_t*>(from)[threadIdx.x] : 0;
   const int slot = from->slot;
   const bool has_logprobs = from->num_logprobs >= 0;
   const bool has_penalties =
       from->repetition_penalty != 1.0f || from->presence_penalty != 0.0f || from->frequency_penalty != 0.0f;
   const bool is_adjusted = from->num_adjustments > 0 || (from->counts_last_token && has_penalties);
   const bool is_greedy = from->temperature == 0.0f;
-  if (joins) team.wait();
   const bool is_first_thread = team.is_first_block() && threadIdx.x == 0;
   double normalizer = 0.0;
   const auto write = [&](int token) {
@@ -210,10 +201,11 @@ __device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
   __syncthreads();  // nobody is at the last row any more
   clear_histogram(s);
   if (threadIdx.x == 0) s.list_count = 0;
-  if (threadIdx.x < kRowWords) reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = word;
+  if (threadIdx.x < sizeof(SampleRow) / 4) {
+    reinterpret_cast<uint32_t*>(&s.row)[threadIdx.x] = reinterpret_cast<const uint32_t*>(from)[threadIdx.x];
+  }
   Peak peak = find_peak<true>(team, slice);
-  __syncthreads();
-  const SampleRow& row = s.row;
+  const SampleRow& row = s.row;  // since all have met
   const auto take = [&](int token) {
     write(token);
     if constexpr (!kInShared) {
@@ -226,7 +218,7 @@ __device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
   }
   if (has_logprobs) {
     const LogSum sum = write_top_logprobs(team, slice, p, row, peak);
-    normalizer = sum.value, team.told = sum.told;
+    normalizer = sum.value, team.turn = sum.turn;
   }
 
   int last_token = -1;
@@ -245,7 +237,7 @@ __device__ bool sample_row(Team& team, const Slice<kInShared>& slice, const Cuda
     const Drawn drawn =
         draw_token(team, slice, WeightOrder(peak.max, row.temperature), peak.own, peak.least, p.vocab_size,
                    {row.top_k, row.top_p, row.min_p, philox_uniform(row.seed, row.draw)}, next);
-    team.told = drawn.told, is_released = drawn.is_released;
+    team.turn = drawn.turn, is_released = drawn.is_released;
     if (drawn.token >= 0) take(drawn.token);
   }
   if constexpr (!kInShared) {
@@ -266,7 +258,6 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   extern __shared__ __align__(16) unsigned char memory[];
   Team team{*reinterpret_cast<Scratch*>(memory)};
   let_next_kernel_start();
-  team.start();
   team.arrive();
   const auto logits_of = [&](int row) { return p.logits + row * p.row_stride; };
   const auto slice_of = [&](int row) {
@@ -277,14 +268,14 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_consta
   int row = static_cast<int>(blockIdx.x) / team.blocks;
   wait_for_earlier_kernels();
   slice_of(row).start_load(logits_of(row));
-  for (const int first = row; row < p.num_rows; row += step) {
+  team.wait();  // all blocks run, so their memory can be written
+  for (; row < p.num_rows; row += step) {
     const Slice<kInShared> slice = slice_of(row);
     const float* const next = row + step < p.num_rows ? logits_of(row + step) : nullptr;
-    const bool is_released = sample_row(team, slice, p, p.rows + row, logits_of(row), next, row == first);
+    const bool is_released = sample_row(team, slice, p, p.rows + row, logits_of(row), next);
     if (!is_released && next != nullptr) slice.start_load(next);
   }
-  // take() writes to blocks that must not be gone.
-  if constexpr (!kInShared) team.meet();
+  team.meet();  // what one writes to another is there before that one is gone
 }
 
 Status check(const CudaSampleParams& p, const SamplePlan& plan) {

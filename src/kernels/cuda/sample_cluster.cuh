@@ -41,7 +41,6 @@ struct alignas(16) Scratch {
   uint64_t list[kListCapacity];    // key << 32 | token
   uint64_t sorted[kListCapacity];  // of the first block: the lists of all, in order
   ulonglong2 slots[2][kSlots];     // what each of the row's warps says, in the order of their tokens
-  uint64_t heard[2];               // barriers on which the slots' words arrive
   Tally warp_tallies[kWarps];
   Crossing crossing;
   uint64_t found[3];  // of the first block, while it draws from its list
@@ -91,45 +90,6 @@ __device__ inline T* in_block(T* mine, int rank) {
 #endif
 }
 
-// Words sent to another block of the cluster, which come with a count of their bytes: no fence, no barrier of all
-// threads. `barrier` and `slot` are in shared memory and mean the same places of block `rank`.
-__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-__device__ inline void start_barrier(uint64_t* barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-__device__ inline void expect_bytes(uint64_t* barrier, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-#endif
-}
-__device__ inline void wait_for_bytes(uint64_t* barrier, int parity) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-#endif
-}
-__device__ inline void send(ulonglong2* slot, uint64_t* barrier, int rank, uint64_t x, uint64_t y) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t to, on;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(slot)), "r"(rank));
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(on) : "r"(shared_address(barrier)), "r"(rank));
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [%0], {%1, %2}, [%3];" ::"r"(to),
-               "l"(x), "l"(y), "r"(on)
-               : "memory");
-#endif
-}
-
 // This thread's place among the row's.
 struct Team {
   Scratch& scratch;
@@ -137,7 +97,7 @@ struct Team {
   int rank = cluster_rank();
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
-  int told = 0;  // how often; the slots of one time may still be read while the next time's are written
+  int turn = 0;  // of Scratch::slots: what was said last may still be read while the next is written
 
   __device__ bool is_first_block() const { return rank == 0; }
 
@@ -158,29 +118,22 @@ struct Team {
     }
   }
 
-  // Before the blocks meet for the first time.
-  __device__ void start() const {
-    if (threadIdx.x == 0) start_barrier(&scratch.heard[0]), start_barrier(&scratch.heard[1]);
+  // Meets, and returns what each warp of the row says (all its lanes the same), in the order of the tokens. Valid until
+  // the next call but one.
+  __device__ const ulonglong2* tell(uint64_t x, uint64_t y = 0) {
+    ulonglong2* slots = scratch.slots[turn];
+    turn ^= 1;
+    if (lane < blocks) *in_block(&slots[rank * kWarps + warp], lane) = {x, y};
+    meet();
+    return slots;
   }
 
-  // Returns what each warp of the row says (all its lanes the same), in the order of the tokens, when all have said it.
-  // Valid until the next call but one: who speaks again has read what was said before. Nothing else that the others
-  // have written can be relied on. Where it is the `last` thing to be said, the first block alone hears it.
-  __device__ const ulonglong2* tell(uint64_t x, uint64_t y = 0, bool last = false) {
-    const int turn = told % 2, parity = told / 2 % 2;
-    ++told;
-    ulonglong2* const slots = scratch.slots[turn];
-    ulonglong2* const mine = &slots[rank * kWarps + warp];
-    if (blocks == 1) {
-      if (lane == 0) *mine = {x, y};
-      __syncthreads();
-      return slots;
-    }
-    uint64_t* const heard = &scratch.heard[turn];
-    if (lane < (last ? 1 : blocks)) send(mine, heard, lane, x, y);
-    if (last && !is_first_block()) return slots;
-    if (threadIdx.x == 0) expect_bytes(heard, blocks * kWarps * static_cast<int>(sizeof(ulonglong2)));
-    wait_for_bytes(heard, parity);
+  // The same to the first block alone; the others' answer means nothing.
+  __device__ const ulonglong2* tell_first(uint64_t x) {
+    ulonglong2* slots = scratch.slots[turn];
+    turn ^= 1;
+    if (lane == 0) *in_block(&slots[rank * kWarps + warp], 0) = {x, 0};
+    meet();
     return slots;
   }
 

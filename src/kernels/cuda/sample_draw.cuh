@@ -21,7 +21,7 @@ namespace onepass::sampling {
 // its neighbours in memory.
 struct Drawn {
   int token;         // in one thread of the row, -1 in the others
-  int told;          // of Team
+  int turn;          // of Team
   bool is_released;  // the copy of the next row into the slice has begun
 };
 
@@ -172,7 +172,7 @@ __device__ __noinline__ Drawn draw_by_selection(Team team, Slice<kInShared> slic
   for_each_of_key(team, slice, order, selected.key, [&](uint32_t rank, int token) {
     if (rank == selected.rank) drawn = token;
   });
-  return {drawn, team.told, false};
+  return {drawn, team.turn, false};
 }
 
 // `own`, `least`: this thread's largest logit, and the smallest of such. The histogram and the list are clear. `next`:
@@ -196,9 +196,7 @@ __device__ __noinline__ Drawn draw_token(Team team, Slice<kInShared> slice, Weig
       last_bin = last_bin_needed<false>(team, {true, static_cast<uint64_t>(p.top_k) - 1});
     } else {
       count_own<true>(team, order, bins, own);
-      team.arrive();
       total = total_mass(team, slice, order);
-      team.wait();
       last_bin = last_bin_needed<true>(team, p.nucleus(total));
     }
     list_bins(team, slice, order, bins, last_bin);
@@ -222,7 +220,7 @@ __device__ __noinline__ Drawn draw_token(Team team, Slice<kInShared> slice, Weig
   } else if (team.is_first_block()) {
     token = draw_from_sorted(team, listed, total, p);
   }
-  return {token, team.told, is_released};
+  return {token, team.turn, is_released};
 }
 
 }  // namespace onepass::sampling
