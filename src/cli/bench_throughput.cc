@@ -141,6 +141,7 @@ void print(const nlohmann::json& result) {
   std::printf("%-42s %.1f, %.1f between steps, > 10 us in %.1f%% of them\n",
               "Device time (us/step):", number("device_us_per_step"), number("device_idle_us_per_step"),
               100 * number("device_idle_steps"));
+  std::printf("%-42s %.2f%%\n", "Device without work:", 100 * number("device_idle_fraction"));
   std::printf("%-42s %lld / %lld\n",
               "Retractions / evicted pages:", static_cast<long long>(result.at("retractions").get<int64_t>()),
               static_cast<long long>(result.at("evicted_pages").get<int64_t>()));
@@ -237,6 +238,9 @@ Status run(const ThroughputOptions& options) {
       {"device_us_per_step", device_us},
       {"device_idle_us_per_step", idle_us},
       {"device_idle_steps", idle_steps / steps},
+      // Of the whole time, whatever the reason: also where a step was not launched before the last one was over.
+      {"device_idle_fraction",
+       std::max(0.0, 1.0 - (stats.device.busy_seconds - before.device.busy_seconds) / seconds)},
   };
   const auto add = [&](const char* name, const std::vector<double>& values) {
     result[std::string("mean_") + name] = mean(values);

@@ -108,7 +108,7 @@ void EngineOptions::add_to(CLI::App& app) {
          "onepass/gpu-plans in $XDG_CACHE_HOME or ~/.cache")
       ->capture_default_str();
   app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
-               "launch a GPU's kernels one by one; the tokens are the same, decoding is slower");
+               "launch a GPU's kernels one by one; the tokens are the same, decoding and short prompts are slower");
 }
 
 void EngineOptions::check() const {

@@ -125,10 +125,11 @@ StatusOr<std::vector<SampledToken>> Engine::collect() {
   std::vector<SampledToken> result;
   result.reserve(tokens.size());
   for (size_t i = 0; i < tokens.size(); ++i) {
-    ONEPASS_RETURN_IF_ERROR(tokens[i].status());
+    if (!tokens[i].ok()) continue;
     launched[i].sequence->tokens[launched[i].place] = tokens[i]->token;
     result.push_back(*std::move(tokens[i]));
   }
+  for (const StatusOr<SampledToken>& token : tokens) ONEPASS_RETURN_IF_ERROR(token.status());
   return result;
 }
 

@@ -16,8 +16,9 @@ namespace {
 
 static_assert(kMaxSampleTops >= kMaxTopLogprobs);
 
-// Set and not collected, at most.
+// Set and not collected, at most. Uploads have as many halves.
 constexpr int kSteps = 2;
+static_assert(kSteps == StepUpload::kSteps);
 
 class GpuStepSampler final : public StepSampler {
  public:
@@ -29,6 +30,8 @@ class GpuStepSampler final : public StepSampler {
     ONEPASS_ASSIGN_OR_RETURN(sampler->results_, PinnedBuffer::allocate(results * sizeof(SampledRow)));
     ONEPASS_ASSIGN_OR_RETURN(sampler->top_logprobs_,
                              PinnedBuffer::allocate(results * kMaxSampleTops * sizeof(TopLogprob)));
+    // Enough for the biases and end tokens of requests, and for short texts with penalties.
+    ONEPASS_RETURN_IF_ERROR(sampler->reserve_adjustments(static_cast<size_t>(limits.max_rows) * 64));
     return std::unique_ptr<StepSampler>(std::move(sampler));
   }
 

@@ -10,6 +10,10 @@
 #include "tensor/cuda_info.h"
 
 namespace onepass {
+
+static_assert(ModelRunner::kMaxStepsInFlight <= StepUpload::kSteps);
+static_assert(ModelRunner::kMaxStepsInFlight <= StepClock::kMostInFlight);
+
 namespace {
 
 Status check_gpu(const Device& device) {
@@ -77,6 +81,11 @@ ModelRunner::ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<Thre
       cuda_stream_(std::move(cuda_stream)),
       stream_{.device = options.device, .pool = threads_.get(), .isa = options.isa, .cuda = cuda_stream_.get()},
       table_(std::move(table)) {}
+
+ModelRunner::~ModelRunner() {
+  // Steps in flight read what goes now.
+  if (stream_.device.kind == DeviceKind::kCuda) (void)synchronize(stream_.cuda);
+}
 
 // What a step works in; the KV cache last, as it takes what is left.
 Status ModelRunner::allocate() {

@@ -68,6 +68,9 @@ class ModelRunner {
  public:
   // Loads the weights. An error names the file, tensor or option that is wrong, or the memory that is missing.
   static StatusOr<std::unique_ptr<ModelRunner>> create(const ModelRunnerOptions& options);
+  ~ModelRunner();
+  ModelRunner(const ModelRunner&) = delete;
+  ModelRunner& operator=(const ModelRunner&) = delete;
 
   const ModelConfig& config() const { return decoder_->config(); }
   const Decoder& decoder() const { return *decoder_; }

@@ -29,8 +29,8 @@ class StepClock {
 
   static constexpr int kMostInFlight = 2;
 
-  // Before and after a step's work, once its inputs are on their way, is put on `stream` (or done, on the CPU). A start without a stop is forgotten with
-  // the next start.
+  // Before and after a step's work is put on `stream`, once its inputs are on their way (or is done, on the CPU). A
+  // start without a stop is forgotten with the next start.
   Status start(const CudaStream& stream);
   Status stop(const CudaStream& stream);
   // Waits until the oldest step is done, whose errors show here, and counts it.

@@ -12,6 +12,10 @@ StatusOr<std::unique_ptr<Scheduler>> Scheduler::create(ModelRunner& runner, cons
                             options.steps_in_flight);
   }
   if (options.steps_in_flight == 0) options.steps_in_flight = runner.stream().device.kind == DeviceKind::kCuda ? 2 : 1;
+  if (runner.options().max_outputs_per_step < runner.options().max_requests) {
+    return invalid_argument("outputs of a step: expected at least one for each of ", runner.options().max_requests,
+                            " requests, found ", runner.options().max_outputs_per_step);
+  }
   if (options.max_queued_requests < 1) {
     return invalid_argument("queue: expected at least 1 place, found ", options.max_queued_requests);
   }

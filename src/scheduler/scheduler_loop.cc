@@ -171,10 +171,10 @@ void SchedulerLoop::serve() {
     } else if (!planner_.idle()) {
       fail_stuck();
     }
+    totals_.device = runner_.step_times();
     publish();
     hand_out();
     reap();
-    totals_.device = runner_.step_times();
     totals_.host_seconds += std::chrono::duration<double>(SteadyClock::now() - start).count() -
                             (executor_.waiting_seconds() - waiting_before);
   }

@@ -1,6 +1,7 @@
 #include "tensor/step_upload.h"
 
 #include "base/check.h"
+#include "tensor/cuda/cuda_copy.h"
 #include "tensor/cuda/upload_kernel.h"
 
 namespace onepass {
@@ -19,7 +20,7 @@ StatusOr<StepUpload> StepUpload::create(size_t capacity, const Device& device) {
 }
 
 void StepUpload::begin() {
-  current_ ^= 1;
+  current_ = (current_ + 1) % kSteps;
   used_ = 0;
 }
 
@@ -32,6 +33,9 @@ size_t StepUpload::take(size_t size) {
 
 Status StepUpload::send(const Stream& stream) {
   if (!is_on_gpu_) return ok_status();
+  // What takes 10 us on its way is better copied by the engine that is made for it.
+  constexpr size_t kMostByKernel = size_t{256} << 10;
+  if (used_ > kMostByKernel) return copy_async(device_, staging_[current_].data(), used_, stream.cuda);
   return upload_by_kernel(device_, staging_[current_].data(), used_, stream.cuda);
 }
 

@@ -27,6 +27,7 @@ class StepUpload {
   static StatusOr<StepUpload> create(size_t capacity, const Device& device);
 
   static constexpr size_t kAlignment = 16;
+  static constexpr int kSteps = 2;  // whose arrays are kept on the host
 
   void begin();
 
@@ -59,7 +60,7 @@ class StepUpload {
 
   bool is_on_gpu_ = false;
   size_t capacity_ = 0;
-  std::array<PinnedBuffer, 2> staging_;  // in turns
+  std::array<PinnedBuffer, kSteps> staging_;  // in turns
   DeviceBuffer block_;
   std::byte* device_ = nullptr;
   int current_ = 0;

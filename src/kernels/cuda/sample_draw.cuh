@@ -96,7 +96,9 @@ __device__ int draw_by_id(Team& team, const Slice<kInShared>& slice, const Weigh
     left -= of_piece;
   });
   if (is_drawn) return drawn;
-  return last >= 0 && last == static_cast<int>(__reduce_max_sync(~0u, static_cast<unsigned>(last + 1))) - 1 ? last : -1;
+  // By all lanes, those without a mass too.
+  const int most = static_cast<int>(__reduce_max_sync(~0u, static_cast<unsigned>(last + 1))) - 1;
+  return last >= 0 && last == most ? last : -1;
 }
 
 // By the first block, from its sorted list of `count` tokens. `total`: of the whole row, where top-k is off.
