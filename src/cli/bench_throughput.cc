@@ -239,8 +239,7 @@ Status run(const ThroughputOptions& options) {
       {"device_idle_us_per_step", idle_us},
       {"device_idle_steps", idle_steps / steps},
       // Of the whole time, whatever the reason: also where a step was not launched before the last one was over.
-      {"device_idle_fraction",
-       std::max(0.0, 1.0 - (stats.device.busy_seconds - before.device.busy_seconds) / seconds)},
+      {"device_idle_fraction", std::max(0.0, 1.0 - (stats.device.busy_seconds - before.device.busy_seconds) / seconds)},
   };
   const auto add = [&](const char* name, const std::vector<double>& values) {
     result[std::string("mean_") + name] = mean(values);

@@ -94,8 +94,7 @@ void EngineOptions::add_to(CLI::App& app) {
   app.add_option("--context-length", context_length_, "tokens of one sequence at most; 0: the model's own")
       ->check(CLI::Range(0, INT_MAX))
       ->capture_default_str();
-  app.add_option("--chunk-size", chunk_size_,
-                 "prompt tokens computed in one step; 0: 512 on the CPU, 8192 on a GPU")
+  app.add_option("--chunk-size", chunk_size_, "prompt tokens computed in one step; 0: 512 on the CPU, 8192 on a GPU")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   app.add_option("--mem-fraction", mem_fraction_,

@@ -10,7 +10,8 @@ void SchedulerCliOptions::add_to(CLI::App& app) {
   // A step of the scheduler is more than a chunk of one prompt.
   app.get_option("--chunk-size")
       ->description(
-          "tokens of one step, of prompts and answers together; raised to --max-running-requests when smaller; 0: 512 on "
+          "tokens of one step, of prompts and answers together; raised to --max-running-requests when smaller; 0: 512 "
+          "on "
           "the CPU, 8192 on a GPU");
   const char* group = "Scheduling";
   app.add_option("--max-running-requests", max_running_requests_, "requests computed at the same time")
@@ -50,7 +51,9 @@ SchedulerOptions SchedulerCliOptions::options() const {
   return {.longest_prefix_first = policy_ == "lpm",
           .prefix_caching = !disable_prefix_cache_,
           .max_queued_requests = std::numeric_limits<int>::max(),
-          .steps_in_flight = overlap_ == 0 ? 0 : overlap_ > 0 ? 2 : 1,
+          .steps_in_flight = overlap_ == 0  ? 0
+                             : overlap_ > 0 ? 2
+                                            : 1,
           .trace_path = trace_};
 }
 

@@ -49,9 +49,9 @@ struct Batch {
   // The logits of the last row are wanted once more.
   void repeat_output() { output_rows.push_back(output_rows.back()); }
 
-  // Appends tokens of requests that own page 0, which nobody reads, until the batch has the shape: to a batch of decodes
-  // requests of one token; to prompts one request with all the tokens that are missing, and requests without tokens; and
-  // output rows up to the number of requests. REQUIRES: `shape` is one that StepGraphs::shape_for() gives.
+  // Appends tokens of requests that own page 0, which nobody reads, until the batch has the shape: to a batch of
+  // decodes requests of one token; to prompts one request with all the tokens that are missing, and requests without
+  // tokens; and output rows up to the number of requests. REQUIRES: `shape` is one that StepGraphs::shape_for() gives.
   void pad(const StepShape& shape);
 
   AttentionBatch attention() const;

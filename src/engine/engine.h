@@ -55,8 +55,8 @@ class Engine {
   // vocab_size], valid until the next step. An error (out of pages) changes nothing.
   StatusOr<std::span<float>> step(std::span<const Work> work);
 
-  // The same, but sampler i chooses the token after work[i] (num_outputs is 1), on the device, which may only have begun
-  // when this returns. Until collect() the sequence has a placeholder for its token, which the next launch() may
+  // The same, but sampler i chooses the token after work[i] (num_outputs is 1), on the device, which may only have
+  // begun when this returns. Until collect() the sequence has a placeholder for its token, which the next launch() may
   // compute. Sequences and samplers live until then; at most ModelRunner::kMaxStepsInFlight steps are in flight.
   Status launch(std::span<const Work> work, std::span<Sampler* const> samplers);
   // The tokens of the oldest step in flight, in the order of its work; the sequences have them. An error ends the step.

@@ -201,8 +201,8 @@ StatusOr<int> ModelRunner::count_pages(const KvPoolConfig& kv, int64_t beside_ca
     if (options_.device.kind == DeviceKind::kCuda) {
       ONEPASS_ASSIGN_OR_RETURN(const CudaMemory memory, cuda_memory());
       const double used = static_cast<double>(memory.total - memory.free);
-      available = options_.gpu_memory_fraction * static_cast<double>(memory.total) - used -
-                  static_cast<double>(beside_cache);
+      available =
+          options_.gpu_memory_fraction * static_cast<double>(memory.total) - used - static_cast<double>(beside_cache);
       const auto page = static_cast<double>(kv.bytes_per_page());
       if (available < 2 * page) {  // one is the dummy request's
         const double needed = (used + static_cast<double>(beside_cache) + 2 * page) / static_cast<double>(memory.total);

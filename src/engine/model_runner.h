@@ -12,9 +12,9 @@
 
 #include "attention/attention_backend.h"
 #include "engine/batch.h"
-#include "engine/step_graphs.h"
 #include "engine/logits_buffer.h"
 #include "engine/step_clock.h"
+#include "engine/step_graphs.h"
 #include "engine/step_sampler.h"
 #include "kv_cache/kv_pool.h"
 #include "kv_cache/request_table.h"
@@ -151,7 +151,7 @@ class ModelRunner {
   GraphCapture graph_capture_;
   StepClock clock_;
   std::deque<bool> in_flight_;  // whether the step samples, of each that is
-  Batch padded_;  // scratch
+  Batch padded_;                // scratch
 };
 
 }  // namespace onepass

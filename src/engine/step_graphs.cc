@@ -8,7 +8,8 @@ namespace onepass {
 
 StepGraphs::StepGraphs(int max_requests, int max_tokens) {
   const int most_decodes = std::min({max_requests, max_tokens, kMostDecodes});
-  for (int size = 1; size < most_decodes; size += size < 8 ? size : size < 256 ? 8 : 16) shapes_.push_back({size, size});
+  for (int size = 1; size < most_decodes; size += size < 8 ? size : size < 256 ? 8 : 16)
+    shapes_.push_back({size, size});
   shapes_.push_back({most_decodes, most_decodes});
   // Two steps to each doubling: padding is a third of the work at most.
   for (int tokens = 16; tokens <= std::min(max_tokens, kMostPrefillTokens);) {

@@ -16,9 +16,9 @@ namespace onepass {
 // each reads and writes the buffers that the eager step does. Used by one thread at a time.
 //
 // Steps of decodes: 1, 2, 4, 8, 16, 24, 32, ..., 256, 272, ... requests up to the limit, which is the last, or to
-// kMostDecodes: larger steps are worth their launches. Steps of prompts: up to kPrefillRequests - 1 of them, 16, 32, 48,
-// 64, 96, 128, 192, ... tokens up to the limit or kMostPrefillTokens, beyond which the launches are hidden behind the
-// work of all but the smallest models. What decodes and reads prompts at once is not captured: too many shapes.
+// kMostDecodes: larger steps are worth their launches. Steps of prompts: up to kPrefillRequests - 1 of them, 16, 32,
+// 48, 64, 96, 128, 192, ... tokens up to the limit or kMostPrefillTokens, beyond which the launches are hidden behind
+// the work of all but the smallest models. What decodes and reads prompts at once is not captured: too many shapes.
 class StepGraphs {
  public:
   StepGraphs() = default;  // none
