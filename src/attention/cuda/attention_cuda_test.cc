@@ -114,6 +114,7 @@ TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
       s.seqlens_q = i % 3 == 2 ? std::vector{3000 + up_to(200), 1100 + up_to(70)} : std::vector{2048 + up_to(300)};
       s.seqlens_k = s.seqlens_q;
       for (int& keys : s.seqlens_k) keys += up_to(1) * up_to(600);
+      s.causal |= i % 2 == 0;
       s.num_heads_kv = 1;
       s.num_heads = 1 + up_to(1);
       return s.head_dim == 128 && s.head_dim_v == 128 && s.split_size == 0 && s.q_dtype != DType::kF32;

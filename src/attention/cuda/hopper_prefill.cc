@@ -35,6 +35,7 @@ const PrefillKernel* find_kernel(const AttentionParams& p) {
     if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
     if (kernel.longest > 0 && p.max_seqlen_q > kernel.longest) continue;
     if (kernel.gathers != gathers(p)) continue;
+    if (kernel.paired && !p.causal) continue;
     if (p.total_q < int64_t{kernel.shortest} * p.batch) continue;
     return &kernel;
   }

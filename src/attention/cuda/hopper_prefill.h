@@ -66,7 +66,7 @@ struct PrefillKernel {
   int head_dim_v = 0;
   int rows = 0;          // of a tile
   int keys = 0;          // of a block; a page of more keys is a multiple of it, one of less a divisor, unless it
-  bool paired = false;   // thread blocks share K and V in pairs: a copy brings half of a block to both
+  bool paired = false;   // causal only: thread blocks share K and V in pairs, each bringing half of a block to both
   int shortest = 0;      // query tokens that requests have on average, at least; 0: any
   int longest = 0;       // query tokens of the longest request that it is for; 0: any
   bool gathers = false;  // rows, from pages of any size

@@ -307,13 +307,13 @@ class PrefillConsumer {
     } else {
       write_staged(o, inverse, to, tile_row);
     }
-    if (args_.softmax_lse == nullptr) return;
-    // Of a quad, one lane for each of its two rows.
-    const int half = lane_ % 4;
-    const int row = tile_row + thread_row(half);
-    const float log_sum = half == 0 ? softmax_.log_sum(0) : softmax_.log_sum(1);
-    if (half < 2 && row < to.rows) {
-      args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row] = log_sum;
+    if (args_.softmax_lse == nullptr || lane_ % 4 != 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = tile_row + thread_row(half);
+      if (row < to.rows) {
+        args_.softmax_lse[static_cast<int64_t>(to.head) * args_.total_q + to.q_row + row] = softmax_.log_sum(half);
+      }
     }
   }
 

@@ -6,7 +6,7 @@ std::span<const PrefillKernel> prefill_kernels_fp16() {
   static constexpr PrefillKernel kKernels[] = {
       // A second tile's queries are worth more than a third block of keys where tiles are short.
       make_prefill_kernel<PrefillConfig<__half, 128, 128, 128, 2, 2, 2, 2>>(/*longest=*/1024),
-      // Pairs gain where K and V pass by for long.
+      // Where all tiles of a head are as long, they read the same keys at the same time anyway, and pairs gain nothing.
       make_prefill_kernel<Paired<PrefillConfig<__half, 128, 128, 128, 3, 2, 1, 2>>>(/*longest=*/0, /*shortest=*/2048),
       make_prefill_kernel<PrefillConfig<__half, 128, 128, 128, 3, 2, 1, 2>>(),
       make_prefill_kernel<PrefillConfig<__half, 64, 64, 128, 3, 3, 2, 1, 3>>(),
