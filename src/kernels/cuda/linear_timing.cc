@@ -18,7 +18,7 @@ constexpr int kRuns = 8;      // of a graph with so few rows, at least
 constexpr int kMaxCopies = 32;
 
 struct Layers {
-  CudaBuffer x, y, bias, flush;
+  CudaBuffer x, y, bias, norm, normed, products, flush;
   std::vector<CudaBuffer> weights;
   std::vector<CudaLinearParams> params;
 };
@@ -34,12 +34,21 @@ StatusOr<Layers> make_layers(const CudaLinearParams& p, const GpuInfo& gpu, cons
                                 stream.get());
   };
   CudaLinearParams params = p;
-  ONEPASS_RETURN_IF_ERROR(fill(layers.x, p.dtype, p.num_rows * p.x_row_stride));
+  ONEPASS_RETURN_IF_ERROR(fill(layers.x, p.norm != nullptr ? DType::kF32 : p.dtype, p.num_rows * p.x_row_stride));
   ONEPASS_RETURN_IF_ERROR(fill(layers.y, p.y_dtype, p.num_rows * p.y_row_stride));
   params.x = layers.x.data(), params.y = layers.y.data();
   if (p.bias != nullptr) {
     ONEPASS_RETURN_IF_ERROR(fill(layers.bias, DType::kF32, p.rows));
     params.bias = layers.bias.as<float>();
+  }
+  if (p.norm != nullptr) {
+    ONEPASS_RETURN_IF_ERROR(fill(layers.norm, DType::kF32, p.cols));
+    ONEPASS_RETURN_IF_ERROR(fill(layers.normed, p.dtype, p.num_rows * p.cols));
+    params.norm = layers.norm.as<float>(), params.normed = layers.normed.data();
+  }
+  if (p.gated) {
+    ONEPASS_RETURN_IF_ERROR(fill(layers.products, p.dtype, p.num_rows * p.rows));
+    params.products = layers.products.data();
   }
   StatusOr<CudaBuffer> flush = CudaBuffer::allocate(2 * gpu.l2_cache_bytes);
   if (!flush.ok()) return resource_exhausted("linear: plans are not timed: ", flush.status().message());

@@ -5,12 +5,18 @@
 // The weights are the A operand of m16n8k16 and 8 rows of x its B. Where a column stands within an instruction is free
 // as long as both operands agree, so a lane's 16 bytes, 8 neighbouring columns, serve two instructions as they are:
 // neither operand is shuffled, and one row of x costs what 8 do.
+//
+// A norm before the product is each block's own: its rows of x, a few KB that are in the L2 cache, while its first
+// weights are on the way. A gated activation behind it makes half of a tile's rows gates and half what they let
+// through.
 #include "kernels/cuda/stream_linear.h"
 
 #include <algorithm>
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/rms_norm.cuh"
+#include "kernels/cuda/silu.cuh"
 
 namespace onepass {
 namespace {
@@ -18,6 +24,7 @@ namespace {
 constexpr int kWarps = kStreamWarps;
 constexpr int kThreads = kWarps * 32;
 constexpr int kChunk = kStreamChunk;
+constexpr int kXPieces = 8;  // of 16 bytes and a thread: x that goes by registers
 
 __device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                     uint32_t b1, __nv_bfloat16) {
@@ -60,6 +67,18 @@ __device__ inline uint4 load_shared(uint32_t shared) {
   return v;
 }
 
+__device__ inline void store_shared(uint32_t shared, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+// From the L2 cache: what another SM has written may be older in this one's own.
+__device__ inline void load_8_floats(const float* from, float (&to)[8]) {
+  const float4 low = __ldcg(reinterpret_cast<const float4*>(from)),
+               high = __ldcg(reinterpret_cast<const float4*>(from) + 1);
+  to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+  to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+}
+
 __device__ inline int cluster_size() {
 #if __CUDA_ARCH__ >= 900
   return static_cast<int>(__clusterSizeInBlocks());
@@ -90,6 +109,26 @@ __device__ inline void store_in_block(float* mine, int rank, float value) {
 #endif
 }
 
+// This block's share of what later kernels will read, into the L2 cache; by one thread.
+__device__ inline void fetch_next(const CudaLinearParams& p) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int64_t kFetchBytes = 8192;  // at once
+#pragma unroll
+  for (const CudaLinearParams::Range& range : p.next) {
+    const int64_t blocks = int64_t{gridDim.x} * gridDim.y;
+    const int64_t share = (range.bytes + blocks * 128 - 1) / (blocks * 128) * 128;
+    const int64_t begin = (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * share;
+    const int64_t end = begin + share < range.bytes ? begin + share : range.bytes;
+    for (int64_t at = begin; at < end; at += kFetchBytes) {
+      const auto size = static_cast<uint32_t>(end - at < kFetchBytes ? end - at : kFetchBytes);
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(static_cast<const char*>(range.data) + at),
+                   "r"(size)
+                   : "memory");
+    }
+  }
+#endif
+}
+
 template <int kTileRows, int kXTiles>
 struct Layout {
   static constexpr int kPieces = kTileRows / 4;  // of a lane and a stage
@@ -103,15 +142,79 @@ struct Layout {
   static constexpr int kXAt = stream_x_offset(kTileRows, kXTiles);
 };
 
+// The norm of rows of x into shared memory, with the sums of run_rms_norm_cuda in their order: its thread's 8 columns
+// are a lane's here, and its warps' sums go the same way to a row's.
+template <typename T>
+struct Normalizer {
+  static constexpr int kPieces = kStreamNormCols / 8 / kThreads;
+
+  static __device__ inline int column(int piece) { return (piece * kThreads + threadIdx.x) * 8; }
+
+  // Brings the weights into the L1 cache: registers are what lets a block of the next kernel stand beside two of this.
+  static __device__ inline void touch_weight(const CudaLinearParams& p) {
+#pragma unroll
+    for (int n = 0; n < kPieces; ++n) {
+      if (column(n) < p.cols) asm volatile("" ::"f"(__ldg(p.norm + column(n))) : "memory");
+    }
+  }
+
+  // To rows `pitch` bytes apart that are `padded_cols` long. `of_warps`: [2][32], for this alone until the block's next
+  // barrier.
+  static __device__ inline void run(const CudaLinearParams& p, int64_t first_x, int x_rows, int padded_cols,
+                                    uint32_t to, int pitch, float* of_warps) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warps = (static_cast<int>(p.cols) / 8 + 31) / 32;
+    for (int row = 0; row < x_rows; ++row) {
+      const float* from = static_cast<const float*>(p.x) + (first_x + row) * p.x_row_stride;
+      float x[kPieces][8];
+#pragma unroll
+      for (int n = 0; n < kPieces; ++n) {
+        if (column(n) < p.cols) load_8_floats(from + column(n), x[n]);
+      }
+      float* const sums = of_warps + row % 2 * 32;
+#pragma unroll
+      for (int n = 0; n < kPieces; ++n) {
+        if (n * kWarps + warp >= warps) continue;
+        float sum = 0.0f;
+        if (column(n) < p.cols) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) sum += x[n][i] * x[n][i];
+        }
+        sum = sum_over_lanes<32>(sum);
+        if (lane == 0) sums[n * kWarps + warp] = sum;
+      }
+      __syncthreads();
+      const float factor = rms_norm_factor(sum_over_lanes<32>(lane < warps ? sums[lane] : 0.0f), p.cols, p.norm_eps);
+#pragma unroll
+      for (int n = 0; n < kPieces; ++n) {
+        if (column(n) >= padded_cols) continue;
+        Piece<T, 8> piece = {};
+        if (column(n) < p.cols) {
+          const float4 low = __ldg(reinterpret_cast<const float4*>(p.norm + column(n)));
+          const float4 high = __ldg(reinterpret_cast<const float4*>(p.norm + column(n)) + 1);
+          const float weight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+          for (int i = 0; i < 8; ++i) piece.values[i] = narrow<T>(x[n][i] * (factor * weight[i]));
+        }
+        store_shared(to + row * pitch + column(n) * 2, *reinterpret_cast<const uint4*>(&piece));
+      }
+    }
+  }
+};
+
 template <typename T, int kTileRows, int kXTiles>
-__global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid_constant__ CudaLinearParams p) {
+__global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
+    stream_linear_kernel(const __grid_constant__ CudaLinearParams p) {
   using L = Layout<kTileRows, kXTiles>;
   constexpr int kHalves = kTileRows / 8;
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t shared_base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
   const int blocks = cluster_size(), rank = cluster_rank();
-  const int tiles = static_cast<int>((p.rows + kTileRows - 1) / kTileRows);
+  // Of a tile's rows, gated, the first half are gates and the second theirs to let through.
+  const int tile_cols = p.gated ? kTileRows / 2 : kTileRows;  // of y
+  const int y_cols = static_cast<int>(p.gated ? p.rows / 2 : p.rows);
+  const int tiles = (y_cols + tile_cols - 1) / tile_cols;
   const int first_tile = blockIdx.x / blocks, tile_step = gridDim.x / blocks;
   const int64_t first_x = int64_t{blockIdx.y} * 8 * kXTiles;
   const int x_rows = static_cast<int>(p.num_rows - first_x < 8 * kXTiles ? p.num_rows - first_x : 8 * kXTiles);
@@ -130,47 +233,97 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
   const T* const weight = static_cast<const T*>(p.weight);
   const uint64_t policy = gridDim.y == 1 ? kEvictFirst : kEvictNormal;  // whether they are read a second time
   int copy_tile = begin < end ? first_tile : tiles, copy_chunk = begin, copy_stage = 0;
+  int copy_row[kHalves];
+  bool is_second[kHalves];
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    is_second[half] = half * 8 + group >= tile_cols;
+    copy_row[half] = first_tile * tile_cols + half * 8 + group - (is_second[half] ? tile_cols : 0);
+  }
   const auto copy_next = [&] {
     if (copy_tile < tiles) {
       const int column = copy_chunk * kChunk + member * 8;
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
-        const int64_t row = int64_t{copy_tile} * kTileRows + half * 8 + group;
-        const T* from = weight + (row < p.rows ? row : 0) * p.cols;
+        const bool has_row = copy_row[half] < y_cols;
+        const T* from = weight + (has_row ? copy_row[half] + (is_second[half] ? y_cols : 0) : 0) * p.cols;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const bool exists = row < p.rows && column + j * 32 < p.cols;
+          const bool exists = has_row && column + j * 32 < p.cols;
           copy_piece(ring + (copy_stage * L::kPieces + j * kHalves + half) * 512, from + (exists ? column + j * 32 : 0),
                      exists, policy);
         }
       }
-      if (++copy_chunk == end) copy_chunk = begin, copy_tile += tile_step;
+      if (++copy_chunk == end) {
+        copy_chunk = begin, copy_tile += tile_step;
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) copy_row[half] += tile_step * tile_cols;
+      }
     }
     end_copy_group();
     copy_stage = copy_stage + 1 == L::kStages ? 0 : copy_stage + 1;
   };
   for (int i = 0; i < L::kStages - 1; ++i) copy_next();
 
-  wait_for_earlier_kernels();
   const int pitch = static_cast<int>((all_chunks + blocks - 1) / blocks * kChunk * 2 + kStreamXPadding);
   const int pieces = (block_end - block_begin) * (kChunk / 8);
-  for (int i = threadIdx.x; i < x_rows * pieces; i += kThreads) {
-    const int row = i / pieces, piece = i % pieces;
-    const int64_t column = int64_t{block_begin} * kChunk + piece * 8;
-    const bool exists = column < p.cols;
-    const T* from = static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
-    copy_piece(shared_base + L::kXAt + row * pitch + piece * 16, from, exists, kEvictNormal);
+  const auto x_piece = [&](int i, bool& exists) {
+    const int row = i / pieces;
+    const int64_t column = int64_t{block_begin} * kChunk + i % pieces * 8;
+    exists = column < p.cols;
+    return static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
+  };
+  const auto x_place = [&](int i) { return shared_base + L::kXAt + i / pieces * pitch + i % pieces * 16; };
+  if (kXTiles == 1 && p.norm != nullptr) {
+    Normalizer<T>::touch_weight(p);
+    wait_for_earlier_kernels();
+    Normalizer<T>::run(p, first_x, x_rows, pieces * 8, shared_base + L::kXAt, pitch,
+                       reinterpret_cast<float*>(shared + L::kSumsAt));
+  } else if (wait_for_earlier_kernels(); x_rows * pieces <= kXPieces * kThreads) {
+    // Little goes by registers: a copy would be known to have come only when all weights on the way have.
+    uint4 x[kXPieces];
+#pragma unroll
+    for (int n = 0; n < kXPieces; ++n) {
+      const int i = n * kThreads + threadIdx.x;
+      bool exists = false;
+      if (i < x_rows * pieces) {
+        const T* from = x_piece(i, exists);
+        x[n] = exists ? __ldcg(reinterpret_cast<const uint4*>(from)) : uint4{0, 0, 0, 0};
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kXPieces; ++n) {
+      const int i = n * kThreads + threadIdx.x;
+      if (i < x_rows * pieces) store_shared(x_place(i), x[n]);
+    }
+  } else {
+    for (int i = threadIdx.x; i < x_rows * pieces; i += kThreads) {
+      bool exists = false;
+      const T* from = x_piece(i, exists);
+      copy_piece(x_place(i), from, exists, kEvictNormal);
+    }
+    end_copy_group();
+    wait_for_copies<0>();
   }
-  end_copy_group();
-  wait_for_copies<0>();
   __syncthreads();
 
-  const auto write_out = [&](int tile, int output, float sum) {
-    const int64_t row = int64_t{tile} * kTileRows + output % kTileRows, x_row = output / kTileRows;
-    if (row >= p.rows || x_row >= x_rows) return;
-    if (p.bias != nullptr) sum += p.bias[row];
-    const int64_t at = (first_x + x_row) * p.y_row_stride + row;
-    if (p.y_dtype == DType::kF32) {
+  // A tile's outputs are numbered by rows of x; gated, a gate's is followed by that which it lets through.
+  const auto row_of = [&](int output) {
+    const int row = output % kTileRows;
+    return p.gated ? row / 2 + row % 2 * tile_cols : row;
+  };
+  const auto add_bias = [&](int64_t row, float sum) { return p.bias != nullptr ? sum + p.bias[row] : sum; };
+  // `other`: that of the next output, which is used when gated.
+  const auto write_out = [&](int tile, int output, float sum, float other) {
+    const int64_t col = int64_t{tile} * tile_cols + output % kTileRows / (p.gated ? 2 : 1);
+    const int x_row = output / kTileRows;
+    if (col >= y_cols || x_row >= x_rows || (p.gated && output % 2 != 0)) return;
+    sum = add_bias(col, sum);
+    const int64_t at = (first_x + x_row) * p.y_row_stride + col;
+    if (p.gated) {
+      other = widen(narrow<T>(add_bias(y_cols + col, other)));
+      static_cast<T*>(p.y)[at] = narrow<T>(silu_and_mul(widen(narrow<T>(sum)), other));
+    } else if (p.y_dtype == DType::kF32) {
       float* y = static_cast<float*>(p.y) + at;
       *y = p.accumulate ? *y + sum : sum;
     } else {
@@ -182,10 +335,13 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
   const int share = L::kOutputs / blocks;
   float* const parts = reinterpret_cast<float*>(shared + L::kPartsAt);
   const auto write_share = [&](int tile, int turn) {
-    for (int i = threadIdx.x; i < share; i += kThreads) {
+    const auto sum_of = [&](int i) {
       float sum = 0.0f;
       for (int block = 0; block < blocks; ++block) sum += parts[turn * L::kOutputs + block * share + i];
-      write_out(tile, rank * share + i, sum);
+      return sum;
+    };
+    for (int i = threadIdx.x; i < share; i += kThreads) {
+      write_out(tile, rank * share + i, sum_of(i), p.gated ? sum_of(i | 1) : 0.0f);
     }
   };
 
@@ -216,6 +372,7 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
         }
       }
     }
+    if (tile + tile_step >= tiles && threadIdx.x == 0) fetch_next(p);
     float* const of_warps = reinterpret_cast<float*>(shared + L::kSumsAt) + turn * kWarps * L::kSums;
 #pragma unroll
     for (int n = 0; n < kXTiles; ++n) {
@@ -231,12 +388,12 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
       if (tile != first_tile) write_share(tile - tile_step, turn ^ 1);
     }
     for (int output = threadIdx.x; output < L::kOutputs; output += kThreads) {
-      const float* from = of_warps + output / kTileRows * L::kSumPitch + output % kTileRows;
+      const float* from = of_warps + output / kTileRows * L::kSumPitch + row_of(output);
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < kWarps; ++i) sum += from[i * L::kSums];
       if (blocks == 1) {
-        write_out(tile, output, sum);
+        write_out(tile, output, sum, p.gated ? __shfl_down_sync(0xffffffffu, sum, 1) : 0.0f);
       } else {
         store_in_block(parts + turn * L::kOutputs + rank * share + output % share, output / share, sum);
       }
@@ -254,6 +411,11 @@ template <typename T, int kTileRows, int kXTiles>
 Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const GpuInfo& gpu, CUstream_st* stream) {
   const auto kernel = stream_linear_kernel<T, kTileRows, kXTiles>;
   const int64_t bytes = stream_linear_shared_bytes(p.cols, p.num_rows, plan);
+  if (p.norm != nullptr && !stream_linear_can_norm(p.cols, plan)) {
+    return unimplemented("linear: norm: expected more than ", kStreamNormCols / 32, " and at most ", kStreamNormCols,
+                         " cols, no cluster and 8 rows of x at a time for a norm within the product, found ", p.cols,
+                         " and ", to_string(plan));
+  }
   if (bytes > gpu.shared_memory_bytes) {
     return invalid_argument("linear: cols: expected what fits into ", gpu.shared_memory_bytes,
                             " bytes of shared memory, found ", p.cols, ", which takes ", bytes);
@@ -276,7 +438,7 @@ Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const Gpu
     ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&resident, kernel, &config), "linear"));
     clusters = std::max<int64_t>(1, std::min<int64_t>(resident, clusters / plan.cluster));
   }
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
+  const int64_t tile_cols = p.gated ? kTileRows / 2 : kTileRows, tiles = (p.y_cols() + tile_cols - 1) / tile_cols;
   const dim3 grid(static_cast<unsigned>(std::min(tiles, clusters) * plan.cluster),
                   static_cast<unsigned>((p.num_rows + 8 * kXTiles - 1) / (8 * kXTiles)));
   return launch_early(

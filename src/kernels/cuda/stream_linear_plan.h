@@ -16,6 +16,8 @@ struct StreamLinearPlan {
   int x_tiles = 1;        // tiles of 8 rows of x at a time: 1, 2 or 4; the weights are read again for those beyond
   int cluster = 1;        // thread blocks that share a tile's columns: 1, 2, 4 or 8
   int blocks_per_sm = 1;  // 1 or 2
+  // A norm before the product: by every block for itself, or by a kernel of its own.
+  bool norm_inside = false;
 
   bool operator==(const StreamLinearPlan&) const = default;
 };
@@ -23,17 +25,25 @@ struct StreamLinearPlan {
 // Of a plan from a file.
 bool is_valid(const StreamLinearPlan& plan);
 
-// "stream-16x8-c1-b1": tile_rows, rows of x at a time, cluster, blocks_per_sm.
+// "stream-16x8-c1-b1": tile_rows, rows of x at a time, cluster, blocks_per_sm; "-norm" with the norm inside.
 std::string to_string(const StreamLinearPlan& plan);
 
 // Rows of x up to which the kernel may be the fastest.
 inline constexpr int64_t kStreamLinearRows = 32;
 
-// Those worth a try, best guess first; none where num_rows is beyond kStreamLinearRows or x does not fit.
-std::vector<StreamLinearPlan> stream_linear_plans(int64_t cols, int64_t num_rows, const GpuInfo& gpu);
+// Those worth a try, best guess first; none where num_rows is beyond kStreamLinearRows or x does not fit. has_norm: the
+// product comes after a norm, which some of them take in.
+std::vector<StreamLinearPlan> stream_linear_plans(int64_t cols, int64_t num_rows, bool has_norm, const GpuInfo& gpu);
+
+// Whether a block can normalise its rows of x by itself: it has their columns, and the sums are those of the norm's own
+// kernel for so many.
+inline constexpr int kStreamNormCols = 8192;
+inline bool stream_linear_can_norm(int64_t cols, const StreamLinearPlan& plan) {
+  return plan.cluster == 1 && plan.x_tiles == 1 && cols > kStreamNormCols / 32 && cols <= kStreamNormCols;
+}
 
 // A row's sums are the same with all plans for these columns, whatever num_rows. The error says what is too large.
-StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, const GpuInfo& gpu);
+StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, bool has_norm, const GpuInfo& gpu);
 
 // --- What the kernel has in shared memory, in bytes, in this order --------------------------------------------------
 
