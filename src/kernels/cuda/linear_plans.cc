@@ -121,6 +121,8 @@ LinearPlans read_linear_plans(const std::string& path, const LinearMachine& mach
     const auto shape = to_shape(entry["shape"]);
     const auto plan = to_plan(entry);
     if (!shape.has_value() || !plan.has_value()) return {};
+    const bool norm_inside = plan->stream && plan->stream_plan.norm_inside;
+    if (norm_inside && !(shape->has_norm && stream_linear_can_norm(shape->cols, plan->stream_plan))) return {};
     plans.emplace(*shape, *plan);
   }
   return plans;

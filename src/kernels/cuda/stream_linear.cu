@@ -15,99 +15,17 @@
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/rms_norm.cuh"
 #include "kernels/cuda/silu.cuh"
+#include "kernels/cuda/stream_linear_norm.cuh"
+#include "kernels/cuda/stream_linear_ptx.cuh"
 
 namespace onepass {
 namespace {
 
 constexpr int kWarps = kStreamWarps;
-constexpr int kThreads = kWarps * 32;
+constexpr int kThreads = kStreamThreads;
 constexpr int kChunk = kStreamChunk;
 constexpr int kXPieces = 8;  // of 16 bytes and a thread: x that goes by registers
-
-__device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                    uint32_t b1, __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-__device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                    uint32_t b1, __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// What the L2 cache should do with a line: what createpolicy.fractional makes of evict_normal and evict_first.
-constexpr uint64_t kEvictNormal = 0x1000000000000000ull;
-constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
-
-// 16 bytes, or zeros.
-__device__ inline void copy_piece(uint32_t shared, const void* global, bool exists, uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
-               "r"(exists ? 16 : 0), "l"(policy)
-               : "memory");
-}
-__device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-__device__ inline uint4 load_shared(uint32_t shared) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(shared)
-               : "memory");
-  return v;
-}
-
-__device__ inline void store_shared(uint32_t shared, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-// From the L2 cache: what another SM has written may be older in this one's own.
-__device__ inline void load_8_floats(const float* from, float (&to)[8]) {
-  const float4 low = __ldcg(reinterpret_cast<const float4*>(from)),
-               high = __ldcg(reinterpret_cast<const float4*>(from) + 1);
-  to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-  to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
-}
-
-__device__ inline int cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterSizeInBlocks());
-#else
-  return 1;
-#endif
-}
-__device__ inline int cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterRelativeBlockRank());
-#else
-  return 0;
-#endif
-}
-__device__ inline void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  __cluster_barrier_arrive();
-#endif
-}
-__device__ inline void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  __cluster_barrier_wait();
-#endif
-}
-__device__ inline void store_in_block(float* mine, int rank, float value) {
-#if __CUDA_ARCH__ >= 900
-  *static_cast<float*>(__cluster_map_shared_rank(mine, rank)) = value;
-#endif
-}
 
 // This block's share of what later kernels will read, into the L2 cache; by one thread.
 __device__ inline void fetch_next(const CudaLinearParams& p) {
@@ -140,66 +58,6 @@ struct Layout {
   static constexpr int kSumsAt = kStreamRingBytes;                                      // [2][kWarps][kSums]
   static constexpr int kPartsAt = kSumsAt + 2 * stream_sums_bytes(kTileRows, kXTiles);  // [2][cluster][share]
   static constexpr int kXAt = stream_x_offset(kTileRows, kXTiles);
-};
-
-// The norm of rows of x into shared memory, with the sums of run_rms_norm_cuda in their order: its thread's 8 columns
-// are a lane's here, and its warps' sums go the same way to a row's.
-template <typename T>
-struct Normalizer {
-  static constexpr int kPieces = kStreamNormCols / 8 / kThreads;
-
-  static __device__ inline int column(int piece) { return (piece * kThreads + threadIdx.x) * 8; }
-
-  // Brings the weights into the L1 cache: registers are what lets a block of the next kernel stand beside two of this.
-  static __device__ inline void touch_weight(const CudaLinearParams& p) {
-#pragma unroll
-    for (int n = 0; n < kPieces; ++n) {
-      if (column(n) < p.cols) asm volatile("" ::"f"(__ldg(p.norm + column(n))) : "memory");
-    }
-  }
-
-  // To rows `pitch` bytes apart that are `padded_cols` long. `of_warps`: [2][32], for this alone until the block's next
-  // barrier.
-  static __device__ inline void run(const CudaLinearParams& p, int64_t first_x, int x_rows, int padded_cols,
-                                    uint32_t to, int pitch, float* of_warps) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int warps = (static_cast<int>(p.cols) / 8 + 31) / 32;
-    for (int row = 0; row < x_rows; ++row) {
-      const float* from = static_cast<const float*>(p.x) + (first_x + row) * p.x_row_stride;
-      float x[kPieces][8];
-#pragma unroll
-      for (int n = 0; n < kPieces; ++n) {
-        if (column(n) < p.cols) load_8_floats(from + column(n), x[n]);
-      }
-      float* const sums = of_warps + row % 2 * 32;
-#pragma unroll
-      for (int n = 0; n < kPieces; ++n) {
-        if (n * kWarps + warp >= warps) continue;
-        float sum = 0.0f;
-        if (column(n) < p.cols) {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) sum += x[n][i] * x[n][i];
-        }
-        sum = sum_over_lanes<32>(sum);
-        if (lane == 0) sums[n * kWarps + warp] = sum;
-      }
-      __syncthreads();
-      const float factor = rms_norm_factor(sum_over_lanes<32>(lane < warps ? sums[lane] : 0.0f), p.cols, p.norm_eps);
-#pragma unroll
-      for (int n = 0; n < kPieces; ++n) {
-        if (column(n) >= padded_cols) continue;
-        Piece<T, 8> piece = {};
-        if (column(n) < p.cols) {
-          const float4 low = __ldg(reinterpret_cast<const float4*>(p.norm + column(n)));
-          const float4 high = __ldg(reinterpret_cast<const float4*>(p.norm + column(n)) + 1);
-          const float weight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-          for (int i = 0; i < 8; ++i) piece.values[i] = narrow<T>(x[n][i] * (factor * weight[i]));
-        }
-        store_shared(to + row * pitch + column(n) * 2, *reinterpret_cast<const uint4*>(&piece));
-      }
-    }
-  }
 };
 
 template <typename T, int kTileRows, int kXTiles>
@@ -275,9 +133,9 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
   };
   const auto x_place = [&](int i) { return shared_base + L::kXAt + i / pieces * pitch + i % pieces * 16; };
   if (kXTiles == 1 && p.norm != nullptr) {
-    Normalizer<T>::touch_weight(p);
+    StreamNorm<T>::touch_weight(p);
     wait_for_earlier_kernels();
-    Normalizer<T>::run(p, first_x, x_rows, pieces * 8, shared_base + L::kXAt, pitch,
+    StreamNorm<T>::run(p, first_x, x_rows, pieces * 8, shared_base + L::kXAt, pitch,
                        reinterpret_cast<float*>(shared + L::kSumsAt));
   } else if (wait_for_earlier_kernels(); x_rows * pieces <= kXPieces * kThreads) {
     // Little goes by registers: a copy would be known to have come only when all weights on the way have.
@@ -312,23 +170,43 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
     const int row = output % kTileRows;
     return p.gated ? row / 2 + row % 2 * tile_cols : row;
   };
-  const auto add_bias = [&](int64_t row, float sum) { return p.bias != nullptr ? sum + p.bias[row] : sum; };
-  // `other`: that of the next output, which is used when gated.
-  const auto write_out = [&](int tile, int output, float sum, float other) {
-    const int64_t col = int64_t{tile} * tile_cols + output % kTileRows / (p.gated ? 2 : 1);
-    const int x_row = output / kTileRows;
-    if (col >= y_cols || x_row >= x_rows || (p.gated && output % 2 != 0)) return;
-    sum = add_bias(col, sum);
-    const int64_t at = (first_x + x_row) * p.y_row_stride + col;
+  // What is added to an output's sum, the bias and then what y has been: asked for before the sum is known.
+  struct Added {
+    float bias = 0.0f, y = 0.0f;
+  };
+  const auto place_of = [&](int tile, int output, int64_t& at) {
+    const int col = tile * tile_cols + output % kTileRows / (p.gated ? 2 : 1), x_row = output / kTileRows;
+    at = (first_x + x_row) * p.y_row_stride + col;
+    return col < y_cols && x_row < x_rows;
+  };
+  const auto load_added = [&](int tile, int output) {
+    Added added;
+    int64_t at;
+    if (!place_of(tile, output, at)) return added;
+    if (p.bias != nullptr) {
+      const int row = row_of(output);
+      added.bias = p.bias[int64_t{tile} * tile_cols + row + (row >= tile_cols ? y_cols - tile_cols : 0)];
+    }
+    if (p.accumulate) {
+      added.y = p.y_dtype == DType::kF32 ? __ldcg(static_cast<const float*>(p.y) + at)
+                                         : widen(static_cast<const T*>(p.y)[at]);
+    }
+    return added;
+  };
+  // `sum` with its bias; `other`: that of the next output, which is used when gated.
+  const auto write_out = [&](int tile, int output, float sum, float other, float y_before) {
+    int64_t at;
+    if (!place_of(tile, output, at)) return;
     if (p.gated) {
-      other = widen(narrow<T>(add_bias(y_cols + col, other)));
-      static_cast<T*>(p.y)[at] = narrow<T>(silu_and_mul(widen(narrow<T>(sum)), other));
-    } else if (p.y_dtype == DType::kF32) {
-      float* y = static_cast<float*>(p.y) + at;
-      *y = p.accumulate ? *y + sum : sum;
+      const float gate = widen(narrow<T>(sum)), up = widen(narrow<T>(other));
+      if (output % 2 == 0) static_cast<T*>(p.y)[at] = narrow<T>(silu_and_mul(gate, up));
+      return;
+    }
+    if (p.accumulate) sum += y_before;
+    if (p.y_dtype == DType::kF32) {
+      static_cast<float*>(p.y)[at] = sum;
     } else {
-      T* y = static_cast<T*>(p.y) + at;
-      *y = narrow<T>(p.accumulate ? widen(*y) + sum : sum);
+      static_cast<T*>(p.y)[at] = narrow<T>(sum);
     }
   };
   // Outputs rank * share .. (rank + 1) * share - 1 of each tile are summed over the cluster and written by this block.
@@ -341,13 +219,17 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
       return sum;
     };
     for (int i = threadIdx.x; i < share; i += kThreads) {
-      write_out(tile, rank * share + i, sum_of(i), p.gated ? sum_of(i | 1) : 0.0f);
+      const Added added = load_added(tile, rank * share + i);
+      const float other = p.gated ? sum_of(i | 1) + load_added(tile, rank * share + (i | 1)).bias : 0.0f;
+      write_out(tile, rank * share + i, sum_of(i) + added.bias, other, added.y);
     }
   };
 
   const uint32_t x_at = shared_base + L::kXAt + group * pitch + member * 16;
   int stage = 0, turn = 0;
   for (int tile = first_tile; tile < tiles; tile += tile_step, turn ^= 1) {
+    Added added;
+    if (blocks == 1 && L::kOutputs <= kThreads && threadIdx.x < L::kOutputs) added = load_added(tile, threadIdx.x);
     float sums[kXTiles][4] = {};
     for (int chunk = begin; chunk < end; ++chunk) {
       wait_for_copies<L::kStages - 2>();
@@ -393,7 +275,9 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
 #pragma unroll
       for (int i = 0; i < kWarps; ++i) sum += from[i * L::kSums];
       if (blocks == 1) {
-        write_out(tile, output, sum, p.gated ? __shfl_down_sync(0xffffffffu, sum, 1) : 0.0f);
+        if (L::kOutputs > kThreads) added = load_added(tile, output);
+        sum += added.bias;
+        write_out(tile, output, sum, p.gated ? __shfl_down_sync(0xffffffffu, sum, 1) : 0.0f, added.y);
       } else {
         store_in_block(parts + turn * L::kOutputs + rank * share + output % share, output / share, sum);
       }

@@ -48,6 +48,7 @@ StatusOr<StreamLinearPlan> batch_invariant_plan(int64_t cols, int64_t num_rows, 
 // --- What the kernel has in shared memory, in bytes, in this order --------------------------------------------------
 
 inline constexpr int kStreamWarps = 8;
+inline constexpr int kStreamThreads = kStreamWarps * 32;
 inline constexpr int kStreamChunk = 64;             // columns of a stage: a line of 128 bytes of each row
 inline constexpr int kStreamRingBytes = 64 * 1024;  // the warps' rings of weights: 48 or 56 KiB are on their way
 constexpr int stream_stages(int tile_rows) { return kStreamRingBytes / (kStreamWarps * tile_rows * kStreamChunk * 2); }
