@@ -55,14 +55,14 @@ struct Layout {
   static constexpr int kSumPitch = stream_sum_pitch(kTileRows);
   static constexpr int kSums = kSumPitch * 8 * kXTiles;  // floats of a warp
   // The warps' sums and the cluster's are kept for two tiles in turn.
-  static constexpr int kSumsAt = kStreamRingBytes;                                      // [2][kWarps][kSums]
-  static constexpr int kPartsAt = kSumsAt + 2 * stream_sums_bytes(kTileRows, kXTiles);  // [2][cluster][share]
-  static constexpr int kXAt = stream_x_offset(kTileRows, kXTiles);
+  static constexpr int kSumsAt = 0;                                                      // [2][kWarps][kSums]
+  static constexpr int kPartsAt = 2 * stream_sums_bytes(kTileRows, kXTiles);             // [2][cluster][share]
+  static constexpr int kRingAt = kPartsAt + 2 * stream_parts_bytes(kTileRows, kXTiles);  // and x behind it
 };
 
 template <typename T, int kTileRows, int kXTiles>
-__global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
-    stream_linear_kernel(const __grid_constant__ CudaLinearParams p) {
+__global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 4 : 2)
+    stream_linear_kernel(const __grid_constant__ CudaLinearParams p, const int ring_bytes) {
   using L = Layout<kTileRows, kXTiles>;
   constexpr int kHalves = kTileRows / 8;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
   if (blocks > 1) cluster_arrive();
 
   // The copies run ahead of the sums by kStages - 1 stages.
-  const uint32_t ring = shared_base + warp * (kStreamRingBytes / kWarps) + lane * 16;
+  const uint32_t ring = shared_base + L::kRingAt + warp * (ring_bytes / kWarps) + lane * 16;
   const T* const weight = static_cast<const T*>(p.weight);
   const uint64_t policy = gridDim.y == 1 ? kEvictFirst : kEvictNormal;  // whether they are read a second time
   int copy_tile = begin < end ? first_tile : tiles, copy_chunk = begin, copy_stage = 0;
@@ -123,6 +123,7 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
   };
   for (int i = 0; i < L::kStages - 1; ++i) copy_next();
 
+  const uint32_t x_base = shared_base + L::kRingAt + ring_bytes;
   const int pitch = static_cast<int>((all_chunks + blocks - 1) / blocks * kChunk * 2 + kStreamXPadding);
   const int pieces = (block_end - block_begin) * (kChunk / 8);
   const auto x_piece = [&](int i, bool& exists) {
@@ -131,12 +132,11 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
     exists = column < p.cols;
     return static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
   };
-  const auto x_place = [&](int i) { return shared_base + L::kXAt + i / pieces * pitch + i % pieces * 16; };
+  const auto x_place = [&](int i) { return x_base + i / pieces * pitch + i % pieces * 16; };
   if (kXTiles == 1 && p.norm != nullptr) {
     StreamNorm<T>::touch_weight(p);
     wait_for_earlier_kernels();
-    StreamNorm<T>::run(p, first_x, x_rows, pieces * 8, shared_base + L::kXAt, pitch,
-                       reinterpret_cast<float*>(shared + L::kSumsAt));
+    StreamNorm<T>::run(p, first_x, x_rows, pieces * 8, x_base, pitch, reinterpret_cast<float*>(shared + L::kSumsAt));
   } else if (wait_for_earlier_kernels(); x_rows * pieces <= kXPieces * kThreads) {
     // Little goes by registers: a copy would be known to have come only when all weights on the way have.
     uint4 x[kXPieces];
@@ -225,12 +225,12 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
     }
   };
 
-  const uint32_t x_at = shared_base + L::kXAt + group * pitch + member * 16;
+  const uint32_t x_at = x_base + group * pitch + member * 16;
   int stage = 0, turn = 0;
   for (int tile = first_tile; tile < tiles; tile += tile_step, turn ^= 1) {
     Added added;
     if (blocks == 1 && L::kOutputs <= kThreads && threadIdx.x < L::kOutputs) added = load_added(tile, threadIdx.x);
-    float sums[kXTiles][4] = {};
+    float sums[2][kXTiles][4] = {};  // two chains of products, each half as long
     for (int chunk = begin; chunk < end; ++chunk) {
       wait_for_copies<L::kStages - 2>();
       uint4 w[2][kHalves];
@@ -249,8 +249,8 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
           if (n * 8 + group < x_rows) {
             b = load_shared(x_at + n * 8 * pitch + (chunk - block_begin) * kChunk * 2 + j * 64);
           }
-          mma_m16n8k16(sums[n], low.x, high.x, low.y, high.y, b.x, b.y, T());
-          mma_m16n8k16(sums[n], low.z, high.z, low.w, high.w, b.z, b.w, T());
+          mma_m16n8k16(sums[j][n], low.x, high.x, low.y, high.y, b.x, b.y, T());
+          mma_m16n8k16(sums[j][n], low.z, high.z, low.w, high.w, b.z, b.w, T());
         }
       }
     }
@@ -260,7 +260,8 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
     for (int n = 0; n < kXTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 2 * kHalves; ++i) {
-        of_warps[warp * L::kSums + (n * 8 + member * 2 + i % 2) * L::kSumPitch + group + i / 2 * 8] = sums[n][i];
+        of_warps[warp * L::kSums + (n * 8 + member * 2 + i % 2) * L::kSumPitch + group + i / 2 * 8] =
+            sums[0][n][i] + sums[1][n][i];
       }
     }
     // One barrier a tile: what is written in this turn was read two tiles ago, before the last barrier.
@@ -294,18 +295,19 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 4 ? 2 : 3)
 template <typename T, int kTileRows, int kXTiles>
 Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const GpuInfo& gpu, CUstream_st* stream) {
   const auto kernel = stream_linear_kernel<T, kTileRows, kXTiles>;
-  const int64_t bytes = stream_linear_shared_bytes(p.cols, p.num_rows, plan);
+  const int64_t most_bytes = stream_linear_shared_bytes(p.cols, p.num_rows, plan);
   if (p.norm != nullptr && !stream_linear_can_norm(p.cols, plan)) {
     return unimplemented("linear: norm: expected more than ", kStreamNormCols / 32, " and at most ", kStreamNormCols,
                          " cols, no cluster and 8 rows of x at a time for a norm within the product, found ", p.cols,
                          " and ", to_string(plan));
   }
-  if (bytes > gpu.shared_memory_bytes) {
+  if (most_bytes > gpu.shared_memory_bytes) {
     return invalid_argument("linear: cols: expected what fits into ", gpu.shared_memory_bytes,
-                            " bytes of shared memory, found ", p.cols, ", which takes ", bytes);
+                            " bytes of shared memory, found ", p.cols, ", which takes ", most_bytes);
   }
   ONEPASS_RETURN_IF_ERROR(cuda_status(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "linear"));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_bytes)),
+      "linear"));
   int64_t clusters = int64_t{gpu.multiprocessors} * plan.blocks_per_sm;
   if (plan.cluster > 1) {
     // Clusters do not fill a GPU whose groups of SMs they do not divide, and one too many would run alone at the end.
@@ -315,7 +317,7 @@ Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const Gpu
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(plan.cluster);
     config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = bytes;
+    config.dynamicSmemBytes = most_bytes;
     config.attrs = &size;
     config.numAttrs = 1;
     int resident = 0;
@@ -323,12 +325,14 @@ Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const Gpu
     clusters = std::max<int64_t>(1, std::min<int64_t>(resident, clusters / plan.cluster));
   }
   const int64_t tile_cols = p.gated ? kTileRows / 2 : kTileRows, tiles = (p.y_cols() + tile_cols - 1) / tile_cols;
-  const dim3 grid(static_cast<unsigned>(std::min(tiles, clusters) * plan.cluster),
+  clusters = std::min(tiles, clusters);
+  const dim3 grid(static_cast<unsigned>(clusters * plan.cluster),
                   static_cast<unsigned>((p.num_rows + 8 * kXTiles - 1) / (8 * kXTiles)));
-  return launch_early(
-      "linear", kernel,
-      {.grid = grid, .threads = kThreads, .shared_bytes = static_cast<size_t>(bytes), .cluster = plan.cluster}, stream,
-      p);
+  const int ring_bytes = stream_ring_bytes(p.rows, p.cols, clusters, plan);
+  const auto bytes = static_cast<size_t>(most_bytes - kStreamRingBytes + ring_bytes);
+  return launch_early("linear", kernel,
+                      {.grid = grid, .threads = kThreads, .shared_bytes = bytes, .cluster = plan.cluster}, stream, p,
+                      ring_bytes);
 }
 
 template <typename T, int kTileRows>

@@ -40,9 +40,19 @@ std::string to_string(const StreamLinearPlan& plan) {
                  plan.norm_inside ? "-norm" : "");
 }
 
+int stream_ring_bytes(int64_t rows, int64_t cols, int64_t clusters, const StreamLinearPlan& plan) {
+  const int64_t tiles = (rows + plan.tile_rows - 1) / plan.tile_rows,
+                tiles_of_block = (tiles + clusters - 1) / clusters;
+  const int64_t chunks = (cols + kStreamChunk - 1) / kStreamChunk, warps = int64_t{plan.cluster} * kStreamWarps;
+  const int64_t stages = (chunks + warps - 1) / warps * tiles_of_block;
+  return static_cast<int>(std::min<int64_t>(stages, stream_stages(plan.tile_rows))) * kStreamWarps *
+         stream_stage_bytes(plan.tile_rows);
+}
+
 int64_t stream_linear_shared_bytes(int64_t cols, int64_t num_rows, const StreamLinearPlan& plan) {
   const int64_t chunks = (cols + kStreamChunk - 1) / kStreamChunk;
-  return stream_x_offset(plan.tile_rows, plan.x_tiles) +
+  return kStreamRingBytes + 2 * stream_sums_bytes(plan.tile_rows, plan.x_tiles) +
+         2 * stream_parts_bytes(plan.tile_rows, plan.x_tiles) +
          std::min<int64_t>(num_rows, 8 * plan.x_tiles) *
              ((chunks + plan.cluster - 1) / plan.cluster * kStreamChunk * 2 + kStreamXPadding);
 }

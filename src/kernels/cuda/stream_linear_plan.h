@@ -51,7 +51,8 @@ inline constexpr int kStreamWarps = 8;
 inline constexpr int kStreamThreads = kStreamWarps * 32;
 inline constexpr int kStreamChunk = 64;             // columns of a stage: a line of 128 bytes of each row
 inline constexpr int kStreamRingBytes = 64 * 1024;  // the warps' rings of weights: 48 or 56 KiB are on their way
-constexpr int stream_stages(int tile_rows) { return kStreamRingBytes / (kStreamWarps * tile_rows * kStreamChunk * 2); }
+constexpr int stream_stage_bytes(int tile_rows) { return tile_rows * kStreamChunk * 2; }  // of a warp
+constexpr int stream_stages(int tile_rows) { return kStreamRingBytes / (kStreamWarps * stream_stage_bytes(tile_rows)); }
 // A warp's sums of a tile: 4 floats more for each row of x than there are sums, so that its lanes meet no bank twice.
 constexpr int stream_sum_pitch(int tile_rows) { return tile_rows + 4; }
 constexpr int stream_sums_bytes(int tile_rows, int x_tiles) {
@@ -61,9 +62,12 @@ constexpr int stream_sums_bytes(int tile_rows, int x_tiles) {
 constexpr int stream_parts_bytes(int tile_rows, int x_tiles) { return tile_rows * 8 * x_tiles * 4; }
 // After each row of x: half a line, so that 8 lanes of two rows meet no bank twice.
 inline constexpr int kStreamXPadding = 64;
-constexpr int stream_x_offset(int tile_rows, int x_tiles) {
-  return kStreamRingBytes + 2 * stream_sums_bytes(tile_rows, x_tiles) + 2 * stream_parts_bytes(tile_rows, x_tiles);
-}
+
+// A launch of `clusters` of thread blocks for a product of `rows` by `cols`. Where a block's weights are fewer than a
+// ring holds, the ring is no larger than they are: so that the next kernel's blocks find room beside it, and have their
+// weights when it ends.
+int stream_ring_bytes(int64_t rows, int64_t cols, int64_t clusters, const StreamLinearPlan& plan);
+// All of it, at most: with a whole ring.
 int64_t stream_linear_shared_bytes(int64_t cols, int64_t num_rows, const StreamLinearPlan& plan);
 
 }  // namespace onepass
