@@ -21,13 +21,13 @@ class CpuDecoderOps final : public DecoderOps {
     return ok_status();
   }
 
-  Status norm_linear(const NormedRows& rows, const Linear& linear, std::span<const Linear* const>, void* y) override {
+  Status norm_linear(const NormedRows& rows, const Linear& linear, void* y) override {
     return product(normalize(rows), linear.weight, linear.bias.data, rows.rows, static_cast<float*>(y),
                    linear.weight.rows(), false);
   }
   Status norm_gated_linear(const NormedRows& rows, const Linear& linear, void* gate_up, void* y) override {
     const int64_t cols = linear.weight.rows() / 2;
-    ONEPASS_RETURN_IF_ERROR(norm_linear(rows, linear, {}, gate_up));
+    ONEPASS_RETURN_IF_ERROR(norm_linear(rows, linear, gate_up));
     run_silu_and_mul({.gate_up = static_cast<const float*>(gate_up),
                       .gate_up_row_stride = 2 * cols,
                       .out = static_cast<float*>(y),

@@ -82,9 +82,7 @@ Status Decoder::attention_block(int index, Step& step) const {
   const auto element = static_cast<int64_t>(size_of(step.ops.activation_dtype()));
   auto* const qkv = step.workspace.qkv.as<std::byte>();
 
-  const Linear* const next[] = {&layer.o, &layer.gate_up};
-  ONEPASS_RETURN_IF_ERROR(
-      step.ops.norm_linear(step.normed(layer.input_norm, config_.rms_norm_eps), layer.qkv, next, qkv));
+  ONEPASS_RETURN_IF_ERROR(step.ops.norm_linear(step.normed(layer.input_norm, config_.rms_norm_eps), layer.qkv, qkv));
   ONEPASS_RETURN_IF_ERROR(step.backend.run(attention_layers_[index],
                                            {.q = qkv,
                                             .k = qkv + q_size * element,

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 
 #include "kernels/linear.h"
@@ -35,10 +34,8 @@ class DecoderOps {
   // hidden[i] = row ids[i] of the table. REQUIRES: ids below table.rows().
   virtual Status embedding(const WeightMatrix& table, const int32_t* ids, int64_t num_tokens, float* hidden) = 0;
 
-  // y = norm(hidden) W^T + bias, as activations. `next` are the layers after it, in order: a device may bring their
-  // weights nearer while attention leaves its memory idle.
-  virtual Status norm_linear(const NormedRows& rows, const Linear& linear, std::span<const Linear* const> next,
-                             void* y) = 0;
+  // y = norm(hidden) W^T + bias, as activations.
+  virtual Status norm_linear(const NormedRows& rows, const Linear& linear, void* y) = 0;
   // y = silu(gate) * up, as activations, where [gate, up] = norm(hidden) W^T + bias. `gate_up` is room for those,
   // [rows, linear.weight.rows()] activations.
   virtual Status norm_gated_linear(const NormedRows& rows, const Linear& linear, void* gate_up, void* y) = 0;

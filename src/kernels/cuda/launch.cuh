@@ -41,11 +41,6 @@ Status launch_early(std::string_view what, void (*kernel)(Params...), const Laun
   int device = 0, major = 0;
   ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), what));
   ONEPASS_RETURN_IF_ERROR(cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what));
-  // Kernels stand side by side on a multiprocessor only where its memory is divided between shared memory and L1 cache
-  // for both alike: as much as there is for shared memory, as attention and dense layers need it.
-  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                                           static_cast<int>(cudaSharedmemCarveoutMaxShared)),
-                                      what));
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;

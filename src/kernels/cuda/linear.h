@@ -41,15 +41,6 @@ struct CudaLinearParams {
   bool gated = false;
   void* products = nullptr;  // [num_rows, rows] of dtype, when gated: room for kernels that are apart
 
-  // What later kernels will read: at its end the kernel for few rows asks for it to be brought to the L2 cache, where
-  // memory would rest while small kernels wait for one another. Multiples of 16 bytes; null: nothing.
-  struct Range {
-    const void* data = nullptr;
-    int64_t bytes = 0;
-  };
-  static constexpr int kMaxNext = 2;
-  Range next[kMaxNext];
-
   int64_t y_cols() const { return gated ? rows / 2 : rows; }
 };
 

@@ -154,7 +154,6 @@ template <typename T, typename Pool, int kCount>
 __global__ void __launch_bounds__(kThreads)
     rope_store_kv_kernel(const __grid_constant__ RopeStoreKvParams p, const int lanes) {
   extern __shared__ float2 angles[];
-  let_next_kernel_start();
   const int64_t token = blockIdx.x;
   const int groups = kThreads / lanes, group = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   const int heads = (p.q != nullptr ? p.num_heads : 0) + 2 * p.num_heads_kv;
@@ -163,6 +162,7 @@ __global__ void __launch_bounds__(kThreads)
   const int early_position = p.rotary_dim > 0 ? __ldcg(p.positions + token) : 0;
   fill_angles(p, early_position, angles);
   wait_for_earlier_kernels();
+  let_next_kernel_start();
 
   const int64_t slot = read_slot(p, token);
   const int position = p.rotary_dim > 0 ? __ldcg(p.positions + token) : 0;
@@ -189,8 +189,8 @@ __global__ void __launch_bounds__(kThreads) rope_store_kv_any_kernel(const __gri
   constexpr int kWarps = kThreads / 32;
   const int64_t token = blockIdx.x;
   const int heads = (p.q != nullptr ? p.num_heads : 0) + 2 * p.num_heads_kv;
-  let_next_kernel_start();
   wait_for_earlier_kernels();
+  let_next_kernel_start();
   if (p.rotary_dim > 0) fill_angles(p, __ldcg(p.positions + token), angles);
   const int64_t slot = read_slot(p, token);
   for (int number = blockIdx.y * kWarps + threadIdx.x / 32; number < heads; number += gridDim.y * kWarps) {

@@ -25,27 +25,6 @@ namespace {
 constexpr int kWarps = kStreamWarps;
 constexpr int kThreads = kStreamThreads;
 constexpr int kChunk = kStreamChunk;
-constexpr int kXPieces = 8;  // of 16 bytes and a thread: x that goes by registers
-
-// This block's share of what later kernels will read, into the L2 cache; by one thread.
-__device__ inline void fetch_next(const CudaLinearParams& p) {
-#if __CUDA_ARCH__ >= 900
-  constexpr int64_t kFetchBytes = 8192;  // at once
-#pragma unroll
-  for (const CudaLinearParams::Range& range : p.next) {
-    const int64_t blocks = int64_t{gridDim.x} * gridDim.y;
-    const int64_t share = (range.bytes + blocks * 128 - 1) / (blocks * 128) * 128;
-    const int64_t begin = (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * share;
-    const int64_t end = begin + share < range.bytes ? begin + share : range.bytes;
-    for (int64_t at = begin; at < end; at += kFetchBytes) {
-      const auto size = static_cast<uint32_t>(end - at < kFetchBytes ? end - at : kFetchBytes);
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(static_cast<const char*>(range.data) + at),
-                   "r"(size)
-                   : "memory");
-    }
-  }
-#endif
-}
 
 template <int kTileRows, int kXTiles>
 struct Layout {
@@ -61,7 +40,7 @@ struct Layout {
 };
 
 template <typename T, int kTileRows, int kXTiles>
-__global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 3 : 2)
     stream_linear_kernel(const __grid_constant__ CudaLinearParams p, const int ring_bytes) {
   using L = Layout<kTileRows, kXTiles>;
   constexpr int kHalves = kTileRows / 8;
@@ -83,7 +62,6 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 4 : 2)
   const int begin = slice_begin(rank * kWarps + warp), end = slice_begin(rank * kWarps + warp + 1);
   const int block_begin = slice_begin(rank * kWarps), block_end = slice_begin((rank + 1) * kWarps);
 
-  let_next_kernel_start();
   if (blocks > 1) cluster_arrive();
 
   // The copies run ahead of the sums by kStages - 1 stages.
@@ -126,39 +104,40 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 4 : 2)
   const uint32_t x_base = shared_base + L::kRingAt + ring_bytes;
   const int pitch = static_cast<int>((all_chunks + blocks - 1) / blocks * kChunk * 2 + kStreamXPadding);
   const int pieces = (block_end - block_begin) * (kChunk / 8);
-  const auto x_piece = [&](int i, bool& exists) {
-    const int row = i / pieces;
-    const int64_t column = int64_t{block_begin} * kChunk + i % pieces * 8;
+  if (kXTiles == 1 && p.norm != nullptr) StreamNorm<T>::touch_weight(p);
+  wait_for_earlier_kernels();
+  // Not before: the next kernel's blocks go where there is room, and while blocks of two kernels before it are still
+  // about, that is on some multiprocessors only.
+  let_next_kernel_start();
+  const auto x_piece = [&](int row, int piece, bool& exists) {
+    const int64_t column = int64_t{block_begin} * kChunk + piece * 8;
     exists = column < p.cols;
     return static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
   };
-  const auto x_place = [&](int i) { return x_base + i / pieces * pitch + i % pieces * 16; };
   if (kXTiles == 1 && p.norm != nullptr) {
-    StreamNorm<T>::touch_weight(p);
-    wait_for_earlier_kernels();
     StreamNorm<T>::run(p, first_x, x_rows, pieces * 8, x_base, pitch, reinterpret_cast<float*>(shared + L::kSumsAt));
-  } else if (wait_for_earlier_kernels(); x_rows * pieces <= kXPieces * kThreads) {
-    // Little goes by registers: a copy would be known to have come only when all weights on the way have.
-    uint4 x[kXPieces];
+  } else if (x_rows == 1 && pieces <= 2 * kThreads) {
+    // By registers: a copy would be known to have come only when all weights on the way have.
+    uint4 x[2] = {};
 #pragma unroll
-    for (int n = 0; n < kXPieces; ++n) {
-      const int i = n * kThreads + threadIdx.x;
+    for (int n = 0; n < 2; ++n) {
+      const int piece = n * kThreads + threadIdx.x;
       bool exists = false;
-      if (i < x_rows * pieces) {
-        const T* from = x_piece(i, exists);
-        x[n] = exists ? __ldcg(reinterpret_cast<const uint4*>(from)) : uint4{0, 0, 0, 0};
-      }
+      const T* const from = x_piece(0, piece, exists);
+      if (piece < pieces && exists) x[n] = __ldcg(reinterpret_cast<const uint4*>(from));
     }
 #pragma unroll
-    for (int n = 0; n < kXPieces; ++n) {
-      const int i = n * kThreads + threadIdx.x;
-      if (i < x_rows * pieces) store_shared(x_place(i), x[n]);
+    for (int n = 0; n < 2; ++n) {
+      const int piece = n * kThreads + threadIdx.x;
+      if (piece < pieces) store_shared(x_base + piece * 16, x[n]);
     }
   } else {
-    for (int i = threadIdx.x; i < x_rows * pieces; i += kThreads) {
-      bool exists = false;
-      const T* from = x_piece(i, exists);
-      copy_piece(x_place(i), from, exists, kEvictNormal);
+    for (int row = 0; row < x_rows; ++row) {
+      for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+        bool exists = false;
+        const T* const from = x_piece(row, piece, exists);
+        copy_piece(x_base + row * pitch + piece * 16, from, exists, kEvictNormal);
+      }
     }
     end_copy_group();
     wait_for_copies<0>();
@@ -175,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 4 : 2)
     float bias = 0.0f, y = 0.0f;
   };
   const auto place_of = [&](int tile, int output, int64_t& at) {
-    const int col = tile * tile_cols + output % kTileRows / (p.gated ? 2 : 1), x_row = output / kTileRows;
+    const int col = tile * tile_cols + (output % kTileRows >> (p.gated ? 1 : 0)), x_row = output / kTileRows;
     at = (first_x + x_row) * p.y_row_stride + col;
     return col < y_cols && x_row < x_rows;
   };
@@ -254,7 +233,6 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 4 : 2)
         }
       }
     }
-    if (tile + tile_step >= tiles && threadIdx.x == 0) fetch_next(p);
     float* const of_warps = reinterpret_cast<float*>(shared + L::kSumsAt) + turn * kWarps * L::kSums;
 #pragma unroll
     for (int n = 0; n < kXTiles; ++n) {

@@ -1,16 +1,9 @@
-#include <algorithm>
-#include <cstdlib>
-
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/rows.h"
 #include "models/decoder_ops.h"
 
 namespace onepass {
 namespace {
-
-// Of the weights after attention, so many are brought to the L2 cache before it: what memory does in the 5 us that
-// attention of few requests takes.
-constexpr int64_t kNextBytes = int64_t{16} << 20;
 
 class GpuDecoderOps final : public DecoderOps {
  public:
@@ -33,11 +26,9 @@ class GpuDecoderOps final : public DecoderOps {
                                 stream_);
   }
 
-  Status norm_linear(const NormedRows& rows, const Linear& linear, std::span<const Linear* const> next,
-                     void* y) override {
+  Status norm_linear(const NormedRows& rows, const Linear& linear, void* y) override {
     CudaLinearParams params = product(rows.hidden, linear, rows.rows, y, dtype_);
     set_norm(params, rows);
-    set_next(params, next);
     return linear_->run(params, stream_);
   }
   Status norm_gated_linear(const NormedRows& rows, const Linear& linear, void* gate_up, void* y) override {
@@ -107,15 +98,6 @@ class GpuDecoderOps final : public DecoderOps {
     params.norm = rows.norm.data;
     params.norm_eps = rows.eps;
     params.normed = rows.normed;
-  }
-  static void set_next(CudaLinearParams& params, std::span<const Linear* const> next) {
-    static const int64_t limit = getenv("FUSE_NEXT") != nullptr ? atoll(getenv("FUSE_NEXT")) : kNextBytes;
-    int64_t left = limit;
-    for (size_t i = 0; i < std::min<size_t>(next.size(), CudaLinearParams::kMaxNext); ++i) {
-      const WeightMatrix& weight = next[i]->weight;
-      params.next[i] = {.data = weight.slices()[0].data, .bytes = std::min<int64_t>(weight.size_bytes(), left)};
-      left -= params.next[i].bytes;
-    }
   }
   static void set_gated(CudaLinearParams& params, void* gate_up) {
     params.gated = true;
