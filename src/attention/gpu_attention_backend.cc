@@ -9,7 +9,6 @@
 #include "attention/cuda/flash_attention_cuda.h"
 #include "attention/paged_attention_params.h"
 #include "base/check.h"
-#include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rope_store_kv.h"
 #include "kernels/cuda/step_inputs.h"
 #include "tensor/device_buffer.h"
@@ -67,8 +66,6 @@ class GpuAttentionBackend final : public AttentionBackend {
   // The kernel's parameters but for the addresses of the activations: what a plan is made of.
   AttentionParams planned(const AttentionLayer& layer, const AttentionPlanView& view) const;
   Status choose(LayerKind::Kernel& chosen, const AttentionParams& params, const Device& device) const;
-  Status norm_heads(const AttentionLayer& layer, const AttentionInputs& io, void* x, int num_heads, const float* norm,
-                    const Stream& stream) const;
 
   const AttentionOptions options_;
   const GpuInfo gpu_;
@@ -234,28 +231,7 @@ Status GpuAttentionBackend::plan(const Stream& stream) {
   return ok_status();
 }
 
-Status GpuAttentionBackend::norm_heads(const AttentionLayer& layer, const AttentionInputs& io, void* x, int num_heads,
-                                       const float* norm, const Stream& stream) const {
-  if (norm == nullptr) return ok_status();
-  return run_rms_norm_cuda({.x = x,
-                            .x_dtype = io.dtype,
-                            .x_group_stride = io.row_stride,
-                            .x_row_stride = layer.head_dim,
-                            .weight = norm,
-                            .eps = layer.qk_norm_eps,
-                            .out = x,
-                            .out_dtype = io.dtype,
-                            .out_group_stride = io.row_stride,
-                            .out_row_stride = layer.head_dim,
-                            .num_groups = num_tokens_,
-                            .rows = num_heads,
-                            .cols = layer.head_dim},
-                           stream.cuda);
-}
-
 Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) {
-  ONEPASS_RETURN_IF_ERROR(norm_heads(layer, io, io.q, layer.num_heads, layer.q_norm, stream));
-  ONEPASS_RETURN_IF_ERROR(norm_heads(layer, io, io.k, layer.num_kv_heads, layer.k_norm, stream));
   ONEPASS_RETURN_IF_ERROR(run_rope_store_kv({.dtype = io.dtype,
                                              .q = io.q,
                                              .q_row_stride = io.row_stride,
@@ -274,6 +250,9 @@ Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInpu
                                              .num_heads_kv = layer.num_kv_heads,
                                              .head_dim = layer.head_dim,
                                              .head_dim_v = layer.head_dim_v,
+                                             .q_norm = layer.q_norm,
+                                             .k_norm = layer.k_norm,
+                                             .norm_eps = layer.qk_norm_eps,
                                              .rotary_dim = layer.rotary_dim,
                                              .positions = positions_,
                                              .inv_freq = layer.rope_inv_freq,

@@ -106,7 +106,7 @@ Status Bench::measure(const LinearLayerShape& shape, const Layer& layer, const s
 
 Status Bench::measure_all(const LinearLayerShape& shape, const Layer& layer) {
   const CudaLinearParams& params = layer.params[0];
-  for (const StreamLinearPlan& plan : stream_linear_plans(shape.cols, params.num_rows, gpu_)) {
+  for (const StreamLinearPlan& plan : stream_linear_plans(shape.cols, params.num_rows, params.norm != nullptr, gpu_)) {
     ONEPASS_RETURN_IF_ERROR(measure(shape, layer, to_string(plan), [&](const CudaLinearParams& p) {
       return run_stream_linear(p, plan, gpu_, stream_.get());
     }));

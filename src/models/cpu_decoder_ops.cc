@@ -21,41 +21,30 @@ class CpuDecoderOps final : public DecoderOps {
     return ok_status();
   }
 
-  Status rms_norm(const float* hidden, const FloatVector& weight, float eps, int64_t rows, void* out) override {
-    run_rms_norm({.x = hidden,
-                  .x_row_stride = weight.size,
-                  .weight = weight.data,
-                  .eps = eps,
-                  .out = static_cast<float*>(out),
-                  .out_row_stride = weight.size,
-                  .rows = rows,
-                  .cols = weight.size},
-                 stream_);
-    return ok_status();
+  Status norm_linear(const NormedRows& rows, const Linear& linear, void* y) override {
+    return product(normalize(rows), linear.weight, linear.bias.data, rows.rows, static_cast<float*>(y),
+                   linear.weight.rows(), false);
   }
-
-  Status linear(const void* x, const Linear& linear, int64_t rows, void* y) override {
-    return product(x, linear.weight, linear.bias.data, rows, static_cast<float*>(y), linear.weight.rows(), false);
-  }
-  Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) override {
-    return product(x, linear.weight, linear.bias.data, rows, hidden, linear.weight.rows(), true);
-  }
-  Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) override {
-    return product(x, weight, nullptr, rows, logits, row_stride, false);
-  }
-
-  Status prepare(LinearUse, const Linear&, int64_t, int64_t) override { return ok_status(); }  // one way serves all
-
-  Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) override {
+  Status norm_gated_linear(const NormedRows& rows, const Linear& linear, void* gate_up, void* y) override {
+    const int64_t cols = linear.weight.rows() / 2;
+    ONEPASS_RETURN_IF_ERROR(norm_linear(rows, linear, gate_up));
     run_silu_and_mul({.gate_up = static_cast<const float*>(gate_up),
                       .gate_up_row_stride = 2 * cols,
-                      .out = static_cast<float*>(out),
+                      .out = static_cast<float*>(y),
                       .out_row_stride = cols,
-                      .rows = rows,
+                      .rows = rows.rows,
                       .cols = cols},
                      stream_);
     return ok_status();
   }
+  Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) override {
+    return product(x, linear.weight, linear.bias.data, rows, hidden, linear.weight.rows(), true);
+  }
+  Status norm_logits(const NormedRows& rows, const WeightMatrix& weight, float* logits, int64_t row_stride) override {
+    return product(normalize(rows), weight, nullptr, rows.rows, logits, row_stride, false);
+  }
+
+  Status prepare(LinearUse, const Linear&, int64_t, int64_t) override { return ok_status(); }  // one way serves all
 
   Status gather_rows(const void* from, DType dtype, int64_t, const int32_t* index, int64_t rows, int64_t cols,
                      void* to) override {
@@ -67,6 +56,19 @@ class CpuDecoderOps final : public DecoderOps {
   }
 
  private:
+  const void* normalize(const NormedRows& rows) {
+    run_rms_norm({.x = rows.hidden,
+                  .x_row_stride = rows.norm.size,
+                  .weight = rows.norm.data,
+                  .eps = rows.eps,
+                  .out = static_cast<float*>(rows.normed),
+                  .out_row_stride = rows.norm.size,
+                  .rows = rows.rows,
+                  .cols = rows.norm.size},
+                 stream_);
+    return rows.normed;
+  }
+
   Status product(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, float* y,
                  int64_t y_row_stride, bool accumulate) {
     run_linear({.x = static_cast<const float*>(x),

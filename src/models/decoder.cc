@@ -19,7 +19,9 @@ struct Decoder::Step {
   float* hidden;
   void* attention;
 
-  void* normed() const { return workspace.normed.data(); }
+  NormedRows normed(const FloatVector& norm, float eps) const {
+    return {.hidden = hidden, .rows = num_rows, .norm = norm, .eps = eps, .normed = workspace.normed.data()};
+  }
 
   // Keeps the rows whose logits are wanted, of the residual stream and of the attention's output.
   Status keep_output_rows(int64_t hidden_size, int64_t attention_size) {
@@ -40,13 +42,13 @@ struct Decoder::Step {
 Status Decoder::prepare(DecoderOps& ops, const DecoderWorkspace::Limits& limits, int64_t logits_row_stride) const {
   using Use = DecoderOps::LinearUse;
   const LayerWeights& layer = weights_.layers[0];  // all layers have the same shapes
-  for (const auto& [use, linear] : {std::pair{Use::kOutput, &layer.qkv},
-                                    {Use::kAdd, &layer.o},
-                                    {Use::kOutput, &layer.gate_up},
-                                    {Use::kAdd, &layer.down}}) {
+  for (const auto& [use, linear] : {std::pair{Use::kNormLinear, &layer.qkv},
+                                    {Use::kLinearAdd, &layer.o},
+                                    {Use::kNormGatedLinear, &layer.gate_up},
+                                    {Use::kLinearAdd, &layer.down}}) {
     ONEPASS_RETURN_IF_ERROR(ops.prepare(use, *linear, limits.max_tokens, linear->weight.rows()));
   }
-  return ops.prepare(Use::kLogits, {.weight = weights_.lm_head}, limits.max_outputs, logits_row_stride);
+  return ops.prepare(Use::kNormLogits, {.weight = weights_.lm_head}, limits.max_outputs, logits_row_stride);
 }
 
 Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend,
@@ -67,9 +69,8 @@ Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBac
     if (step.num_rows == 0) return ok_status();  // no logits are wanted: K and V are stored
     ONEPASS_RETURN_IF_ERROR(mlp_block(weights_.layers[index], step));
   }
-  ONEPASS_RETURN_IF_ERROR(
-      ops.rms_norm(step.hidden, weights_.final_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
-  return ops.logits(step.normed(), weights_.lm_head, step.num_rows, input.logits, input.logits_row_stride);
+  return ops.norm_logits(step.normed(weights_.final_norm, config_.rms_norm_eps), weights_.lm_head, input.logits,
+                         input.logits_row_stride);
 }
 
 // hidden += o(attention(qkv(norm(hidden)))); the rotary embedding and the norm of Q and K are the backend's.
@@ -81,9 +82,7 @@ Status Decoder::attention_block(int index, Step& step) const {
   const auto element = static_cast<int64_t>(size_of(step.ops.activation_dtype()));
   auto* const qkv = step.workspace.qkv.as<std::byte>();
 
-  ONEPASS_RETURN_IF_ERROR(
-      step.ops.rms_norm(step.hidden, layer.input_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
-  ONEPASS_RETURN_IF_ERROR(step.ops.linear(step.normed(), layer.qkv, step.num_rows, qkv));
+  ONEPASS_RETURN_IF_ERROR(step.ops.norm_linear(step.normed(layer.input_norm, config_.rms_norm_eps), layer.qkv, qkv));
   ONEPASS_RETURN_IF_ERROR(step.backend.run(attention_layers_[index],
                                            {.q = qkv,
                                             .k = qkv + q_size * element,
@@ -100,12 +99,9 @@ Status Decoder::attention_block(int index, Step& step) const {
 
 // hidden += down(silu(gate) * up), where [gate, up] = gate_up(norm(hidden))
 Status Decoder::mlp_block(const LayerWeights& layer, Step& step) const {
-  void* const gate_up = step.workspace.gate_up.data();
   void* const inner = step.workspace.inner.data();
-  ONEPASS_RETURN_IF_ERROR(
-      step.ops.rms_norm(step.hidden, layer.post_attention_norm, config_.rms_norm_eps, step.num_rows, step.normed()));
-  ONEPASS_RETURN_IF_ERROR(step.ops.linear(step.normed(), layer.gate_up, step.num_rows, gate_up));
-  ONEPASS_RETURN_IF_ERROR(step.ops.silu_and_mul(gate_up, step.num_rows, config_.intermediate_size, inner));
+  ONEPASS_RETURN_IF_ERROR(step.ops.norm_gated_linear(step.normed(layer.post_attention_norm, config_.rms_norm_eps),
+                                                     layer.gate_up, step.workspace.gate_up.data(), inner));
   return step.ops.linear_add(inner, layer.down, step.num_rows, step.hidden);
 }
 

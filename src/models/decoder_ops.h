@@ -12,6 +12,16 @@
 
 namespace onepass {
 
+// Rows of the residual stream that a product takes normalised: x / sqrt(mean(x^2) + eps) * norm. Where the norm is a
+// step of its own, its result goes to `normed`.
+struct NormedRows {
+  const float* hidden = nullptr;  // [rows, norm.size]
+  int64_t rows = 0;
+  FloatVector norm;
+  float eps = 0.0f;
+  void* normed = nullptr;  // room for [rows, norm.size] activations
+};
+
 // The residual stream and the logits are float32 on every device; the activations between operators are of
 // activation_dtype(). All of them, and the weights, are memory of the stream's device, row-major without gaps, and do
 // not overlap. Work is queued in the stream's order; an error is that of a launch. Used by one thread at a time.
@@ -24,23 +34,20 @@ class DecoderOps {
   // hidden[i] = row ids[i] of the table. REQUIRES: ids below table.rows().
   virtual Status embedding(const WeightMatrix& table, const int32_t* ids, int64_t num_tokens, float* hidden) = 0;
 
-  // out[r] = hidden[r] / rms(hidden[r]) * weight.
-  virtual Status rms_norm(const float* hidden, const FloatVector& weight, float eps, int64_t rows, void* out) = 0;
-
-  // y = x W^T + bias, as activations.
-  virtual Status linear(const void* x, const Linear& linear, int64_t rows, void* y) = 0;
+  // y = norm(hidden) W^T + bias, as activations.
+  virtual Status norm_linear(const NormedRows& rows, const Linear& linear, void* y) = 0;
+  // y = silu(gate) * up, as activations, where [gate, up] = norm(hidden) W^T + bias. `gate_up` is room for those,
+  // [rows, linear.weight.rows()] activations.
+  virtual Status norm_gated_linear(const NormedRows& rows, const Linear& linear, void* gate_up, void* y) = 0;
   // hidden += x W^T + bias.
   virtual Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) = 0;
-  // logits = x W^T, rows `row_stride` elements apart.
-  virtual Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) = 0;
+  // logits = norm(hidden) W^T, rows `row_stride` elements apart.
+  virtual Status norm_logits(const NormedRows& rows, const WeightMatrix& weight, float* logits, int64_t row_stride) = 0;
 
-  // Chooses how a layer is computed for each number of rows up to `max_rows`, so that no step has to: kOutput for
-  // linear(), kAdd for linear_add(), kLogits for logits() with rows `row_stride` elements apart.
-  enum class LinearUse : uint8_t { kOutput, kAdd, kLogits };
+  // Chooses how a layer is computed for each number of rows up to `max_rows`, so that no step has to: each use is the
+  // method of its name, kNormLogits with rows `row_stride` elements apart.
+  enum class LinearUse : uint8_t { kNormLinear, kNormGatedLinear, kLinearAdd, kNormLogits };
   virtual Status prepare(LinearUse use, const Linear& linear, int64_t max_rows, int64_t row_stride) = 0;
-
-  // out[r][c] = silu(gate_up[r][c]) * gate_up[r][cols + c].
-  virtual Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) = 0;
 
   // to[i] = from[index[i]] of rows of `cols` elements.
   virtual Status gather_rows(const void* from, DType dtype, int64_t from_rows, const int32_t* index, int64_t rows,

@@ -9,7 +9,9 @@
 #include "kernels/cuda/cublaslt_linear.h"
 #include "kernels/cuda/linear_plans.h"
 #include "kernels/cuda/linear_timing.h"
+#include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/silu_and_mul.h"
 #include "kernels/cuda/stream_linear.h"
 #include "tensor/cuda/cuda_status.h"
 #include "tensor/cuda/gpu_context.h"
@@ -35,26 +37,78 @@ Status check(const CudaLinearParams& p) {
     return error("cols: expected a multiple of 8 from 8 to 2147483640, found ", p.cols);
   }
   if (p.num_rows < 0 || p.num_rows > 0x7fffffff) return error("num_rows: expected 0 to 2147483647, found ", p.num_rows);
+  if (p.gated && (p.rows % 16 != 0 || p.accumulate || p.y_dtype != p.dtype)) {
+    return error("gated: expected a multiple of 16 rows, nothing to add to and y_dtype ", to_string(p.dtype),
+                 ", found ", p.rows, ", accumulate ", p.accumulate, " and ", to_string(p.y_dtype));
+  }
   if (p.x_row_stride < p.cols || p.x_row_stride % 8 != 0) {
     return error("x_row_stride: expected a multiple of 8 from cols = ", p.cols, " on, found ", p.x_row_stride);
   }
   const int64_t y_piece = p.y_dtype == DType::kF32 ? 4 : 8;
-  if (p.y_row_stride < p.rows || p.y_row_stride % y_piece != 0) {
-    return error("y_row_stride: expected a multiple of ", y_piece, " from rows = ", p.rows, " on, found ",
-                 p.y_row_stride);
+  if (p.y_row_stride < p.y_cols() || p.y_row_stride % y_piece != 0) {
+    return error("y_row_stride: expected a multiple of ", y_piece, " from ", p.gated ? "rows / 2" : "rows", " = ",
+                 p.y_cols(), " on, found ", p.y_row_stride);
   }
   return ok_status();
 }
 
 Status check_addresses(const CudaLinearParams& p) {
+  const auto is_good = [](const void* address) {
+    return address != nullptr && reinterpret_cast<uintptr_t>(address) % 16 == 0;
+  };
   for (const void* address : {p.x, p.weight, static_cast<const void*>(p.y)}) {
-    if (address == nullptr || reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+    if (!is_good(address)) {
       return invalid_argument("linear: x, weight and y: expected addresses that are multiples of 16, found ",
                               reinterpret_cast<uintptr_t>(address));
     }
   }
+  if (p.norm != nullptr && (!is_good(p.norm) || !is_good(p.normed))) {
+    return invalid_argument("linear: norm and normed: expected addresses that are multiples of 16, found another");
+  }
+  if (p.gated && !is_good(p.products)) {
+    return invalid_argument("linear: products: expected an address that is a multiple of 16, found ",
+                            reinterpret_cast<uintptr_t>(p.products));
+  }
   return ok_status();
 }
+
+Status run_norm(const CudaLinearParams& p, CUstream_st* stream) {
+  return run_rms_norm_cuda({.x = p.x,
+                            .x_dtype = DType::kF32,
+                            .x_row_stride = p.x_row_stride,
+                            .weight = p.norm,
+                            .eps = p.norm_eps,
+                            .out = p.normed,
+                            .out_dtype = p.dtype,
+                            .out_row_stride = p.cols,
+                            .rows = p.num_rows,
+                            .cols = p.cols},
+                           stream);
+}
+
+Status run_activation(const CudaLinearParams& p, CUstream_st* stream) {
+  return run_silu_and_mul_cuda({.dtype = p.dtype,
+                                .gate_up = p.products,
+                                .gate_up_row_stride = p.rows,
+                                .out = p.y,
+                                .out_row_stride = p.y_row_stride,
+                                .rows = p.num_rows,
+                                .cols = p.rows / 2},
+                               stream);
+}
+
+// The product alone: of what the norm leaves in `normed`, into `products` where the activation finds it.
+CudaLinearParams without_norm(CudaLinearParams p) {
+  if (p.norm == nullptr) return p;
+  p.x = p.normed, p.x_row_stride = p.cols, p.norm = nullptr;
+  return p;
+}
+CudaLinearParams without_activation(CudaLinearParams p) {
+  if (!p.gated) return p;
+  p.y = p.products, p.y_row_stride = p.rows, p.gated = false;
+  return p;
+}
+CudaLinearParams product_alone(const CudaLinearParams& p) { return without_activation(without_norm(p)); }
 
 }  // namespace
 
@@ -115,11 +169,11 @@ Status CudaLinear::Impl::prepare(const CudaLinearParams& params) {
 
 std::vector<LinearPlan> CudaLinear::Impl::candidates(const CudaLinearParams& params) const {
   std::vector<LinearPlan> plans;
-  for (const StreamLinearPlan& plan : stream_linear_plans(params.cols, params.num_rows, gpu_)) {
+  for (const StreamLinearPlan& plan : stream_linear_plans(params.cols, params.num_rows, params.norm != nullptr, gpu_)) {
     plans.push_back({.stream = true, .stream_plan = plan});
   }
   // That the library has nothing for a shape is an error only where there is nothing else.
-  const auto algorithms = cublaslt_->algorithms(params, kAlgorithms);
+  const auto algorithms = cublaslt_->algorithms(product_alone(params), kAlgorithms);
   if (!algorithms.ok()) return plans;
   for (const cublasLtMatmulAlgo_t& algorithm : *algorithms) {
     LinearPlan& plan = plans.emplace_back();
@@ -182,7 +236,12 @@ Status CudaLinear::Impl::run_cublaslt(const LinearPlan& plan, const CudaLinearPa
 }
 
 Status CudaLinear::Impl::run(const LinearPlan& plan, const CudaLinearParams& params, CUstream_st* stream) {
-  return plan.stream ? run_stream_linear(params, plan.stream_plan, gpu_, stream) : run_cublaslt(plan, params, stream);
+  const bool has_norm_apart = params.norm != nullptr && !(plan.stream && plan.stream_plan.norm_inside);
+  if (has_norm_apart) ONEPASS_RETURN_IF_ERROR(run_norm(params, stream));
+  const CudaLinearParams normed = has_norm_apart ? without_norm(params) : params;
+  if (plan.stream) return run_stream_linear(normed, plan.stream_plan, gpu_, stream);
+  ONEPASS_RETURN_IF_ERROR(run_cublaslt(plan, without_activation(normed), stream));
+  return params.gated ? run_activation(params, stream) : ok_status();
 }
 
 Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream) {
@@ -190,8 +249,10 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
   if (params.num_rows == 0) return ok_status();
   ONEPASS_RETURN_IF_ERROR(check_addresses(params));
   if (options_.batch_invariant) {
-    ONEPASS_ASSIGN_OR_RETURN(const StreamLinearPlan plan, batch_invariant_plan(params.cols, params.num_rows, gpu_));
-    return run_stream_linear(params, plan, gpu_, stream);
+    // The norm's bits are the same within the product and apart.
+    ONEPASS_ASSIGN_OR_RETURN(const StreamLinearPlan plan,
+                             batch_invariant_plan(params.cols, params.num_rows, params.norm != nullptr, gpu_));
+    return run({.stream = true, .stream_plan = plan}, params, stream);
   }
   if (!exact_.empty()) {
     if (const auto it = exact_.find(shape_of(params)); it != exact_.end()) return run(it->second, params, stream);
@@ -211,7 +272,7 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
   }
   Status status = run(it->second, params, stream);
   if (!absl::IsUnimplemented(status) || params.num_rows == planned.num_rows) return status;
-  ONEPASS_ASSIGN_OR_RETURN(const auto algorithms, cublaslt_->algorithms(params, 1));
+  ONEPASS_ASSIGN_OR_RETURN(const auto algorithms, cublaslt_->algorithms(product_alone(params), 1));
   if (algorithms.empty()) return status;
   LinearPlan& plan = exact_[shape_of(params)];
   std::memcpy(plan.algorithm.data(), algorithms[0].data, sizeof(algorithms[0].data));
@@ -225,7 +286,7 @@ std::string CudaLinear::Impl::describe(const CudaLinearParams& params) const {
     return it->second.stream ? to_string(it->second.stream_plan) : "cublaslt";
   }
   if (!options_.batch_invariant) return "none";
-  const auto plan = batch_invariant_plan(params.cols, params.num_rows, gpu_);
+  const auto plan = batch_invariant_plan(params.cols, params.num_rows, params.norm != nullptr, gpu_);
   return plan.ok() ? to_string(*plan) : "none";
 }
 

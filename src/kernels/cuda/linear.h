@@ -1,5 +1,5 @@
 // Dense layers on a GPU: y = x W^T (+ bias), by cuBLASLt, and for few rows by a kernel of our own that reads the
-// weights at the memory's speed.
+// weights at the memory's speed; with the norm before and the gated activation behind it, which that kernel takes in.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,19 @@ struct CudaLinearParams {
   DType y_dtype = DType::kBF16;  // float32, or that of x
   int64_t y_row_stride = 0;
   bool accumulate = false;  // y += instead of y =: the residual; what is added may be rounded to y_dtype first
+
+  // Before the product: x is float32, and what is multiplied is x / sqrt(mean(x^2) + norm_eps) * norm, rounded to
+  // dtype: what run_rms_norm_cuda leaves, bit for bit. Null: x is multiplied as it is.
+  const float* norm = nullptr;  // [cols]
+  float norm_eps = 0.0f;
+  void* normed = nullptr;  // [num_rows, cols] of dtype, with norm: room for kernels that are apart
+
+  // After the product: its first rows / 2 columns are the gate, the others what it lets through. y, of dtype, is
+  // [num_rows, rows / 2]: silu(gate) * other of what is rounded to dtype, as run_silu_and_mul_cuda has it.
+  bool gated = false;
+  void* products = nullptr;  // [num_rows, rows] of dtype, when gated: room for kernels that are apart
+
+  int64_t y_cols() const { return gated ? rows / 2 : rows; }
 };
 
 // The library, its handle, its workspace and the plan of each shape that was asked for. Sums are kept in float32. Used

@@ -12,7 +12,7 @@
 namespace onepass {
 namespace {
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 constexpr int64_t kLargest = int64_t{1} << 40;
 
 nlohmann::json header(const LinearMachine& machine) {
@@ -32,17 +32,21 @@ std::optional<int64_t> number(const nlohmann::json& value, int64_t at_most = kLa
 bool is_array(const nlohmann::json& value, size_t size) { return value.is_array() && value.size() == size; }
 
 nlohmann::json to_json(const LinearShape& s) {
-  return {to_string(s.dtype), to_string(s.y_dtype), s.rows,     s.cols,      s.num_rows,
-          s.x_row_stride,     s.y_row_stride,       s.has_bias, s.accumulate};
+  return {to_string(s.dtype), to_string(s.y_dtype), s.rows,       s.cols,     s.num_rows, s.x_row_stride,
+          s.y_row_stride,     s.has_bias,           s.accumulate, s.has_norm, s.gated};
 }
 
 std::optional<LinearShape> to_shape(const nlohmann::json& json) {
-  if (!is_array(json, 9) || !json[0].is_string() || !json[1].is_string()) return std::nullopt;
+  if (!is_array(json, 11) || !json[0].is_string() || !json[1].is_string()) return std::nullopt;
   const auto dtype = parse_float_dtype(json[0].get<std::string>());
   const auto y_dtype = parse_float_dtype(json[1].get<std::string>());
-  if (!dtype.ok() || !y_dtype.ok() || !json[7].is_boolean() || !json[8].is_boolean()) return std::nullopt;
-  LinearShape s{
-      .dtype = *dtype, .y_dtype = *y_dtype, .has_bias = json[7].get<bool>(), .accumulate = json[8].get<bool>()};
+  if (!dtype.ok() || !y_dtype.ok()) return std::nullopt;
+  LinearShape s{.dtype = *dtype, .y_dtype = *y_dtype};
+  bool* const flags[] = {&s.has_bias, &s.accumulate, &s.has_norm, &s.gated};
+  for (int i = 0; i < 4; ++i) {
+    if (!json[i + 7].is_boolean()) return std::nullopt;
+    *flags[i] = json[i + 7].get<bool>();
+  }
   int64_t* const sizes[] = {&s.rows, &s.cols, &s.num_rows, &s.x_row_stride, &s.y_row_stride};
   for (int i = 0; i < 5; ++i) {
     const auto n = number(json[i + 2]);
@@ -55,7 +59,8 @@ std::optional<LinearShape> to_shape(const nlohmann::json& json) {
 std::optional<LinearPlan> to_plan(const nlohmann::json& entry) {
   LinearPlan plan;
   if (const auto it = entry.find("stream"); it != entry.end()) {
-    if (!is_array(*it, 4)) return std::nullopt;
+    if (!is_array(*it, 5) || !(*it)[4].is_boolean()) return std::nullopt;
+    plan.stream_plan.norm_inside = (*it)[4].get<bool>();
     int* const parts[] = {&plan.stream_plan.tile_rows, &plan.stream_plan.x_tiles, &plan.stream_plan.cluster,
                           &plan.stream_plan.blocks_per_sm};
     for (int i = 0; i < 4; ++i) {
@@ -86,7 +91,9 @@ LinearShape shape_of(const CudaLinearParams& p) {
           .x_row_stride = p.x_row_stride,
           .y_row_stride = p.y_row_stride,
           .has_bias = p.bias != nullptr,
-          .accumulate = p.accumulate};
+          .accumulate = p.accumulate,
+          .has_norm = p.norm != nullptr,
+          .gated = p.gated};
 }
 
 int64_t planned_num_rows(int64_t num_rows) {
@@ -114,6 +121,8 @@ LinearPlans read_linear_plans(const std::string& path, const LinearMachine& mach
     const auto shape = to_shape(entry["shape"]);
     const auto plan = to_plan(entry);
     if (!shape.has_value() || !plan.has_value()) return {};
+    const bool norm_inside = plan->stream && plan->stream_plan.norm_inside;
+    if (norm_inside && !(shape->has_norm && stream_linear_can_norm(shape->cols, plan->stream_plan))) return {};
     plans.emplace(*shape, *plan);
   }
   return plans;
@@ -125,7 +134,7 @@ Status write_linear_plans(const std::string& path, const LinearMachine& machine,
     nlohmann::json entry = {{"shape", to_json(shape)}};
     if (plan.stream) {
       const StreamLinearPlan& s = plan.stream_plan;
-      entry["stream"] = {s.tile_rows, s.x_tiles, s.cluster, s.blocks_per_sm};
+      entry["stream"] = {s.tile_rows, s.x_tiles, s.cluster, s.blocks_per_sm, s.norm_inside};
     } else {
       entry["algorithm"] = plan.algorithm;
     }

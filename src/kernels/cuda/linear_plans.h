@@ -17,7 +17,7 @@ namespace onepass {
 struct LinearShape {
   DType dtype = DType::kBF16, y_dtype = DType::kBF16;
   int64_t rows = 0, cols = 0, num_rows = 0, x_row_stride = 0, y_row_stride = 0;
-  bool has_bias = false, accumulate = false;
+  bool has_bias = false, accumulate = false, has_norm = false, gated = false;
 
   auto operator<=>(const LinearShape&) const = default;
 };

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -20,6 +21,14 @@ class LinearPlansTest : public testing::Test {
   const LinearPlans plans_ = {
       {{.rows = 4096, .cols = 1024, .num_rows = 1, .x_row_stride = 1024, .y_row_stride = 4096, .has_bias = true},
        {.stream = true, .stream_plan = {.tile_rows = 8, .x_tiles = 2, .cluster = 4, .blocks_per_sm = 2}}},
+      {{.rows = 4096,
+        .cols = 1024,
+        .num_rows = 1,
+        .x_row_stride = 1024,
+        .y_row_stride = 2048,
+        .has_norm = true,
+        .gated = true},
+       {.stream = true, .stream_plan = {.norm_inside = true}}},
       {{.y_dtype = DType::kF32, .rows = 8, .cols = 8, .num_rows = 96, .x_row_stride = 8, .y_row_stride = 8},
        {.algorithm = {1, 0xffffffffffffffffu, 3, 4, 5, 6, 7, 8}}}};
 };
@@ -54,8 +63,8 @@ TEST_F(LinearPlansTest, TakesNothingFromABrokenFile) {
     EXPECT_TRUE(read_linear_plans(path_, machine_).empty()) << "cut to " << length;
   }
   const std::pair<std::string, std::string> changes[] = {
-      {"4096", "-4096"}, {"4096", "\"4096\""},      {"\"shape\"", "\"form\""}, {"bfloat16", "b16"},
-      {"true", "1"},     {"\"plans\"", "\"plan\""}, {"\"stream\"", "\"flow\""}};
+      {"4096", "-4096"}, {"4096", "\"4096\""}, {"\"shape\"", "\"form\""}, {"bfloat16", "b16"},
+      {"true", "1"},     {"false", "0"},       {"\"plans\"", "\"plan\""}, {"\"stream\"", "\"flow\""}};
   for (const auto& [from, to] : changes) {
     std::string changed = text;
     changed.replace(changed.find(from), from.size(), to);
@@ -88,22 +97,27 @@ TEST(PlannedNumRows, IsTheNextOfAFew) {
 TEST(StreamLinearPlan, FitsAndIsOfOneKindForAllBatches) {
   const GpuInfo h100{.compute_capability = 90, .multiprocessors = 132, .shared_memory_bytes = 232448};
   for (const int64_t cols : {8, 1024, 4096, 14336, 28672, 53248}) {
-    const auto one = batch_invariant_plan(cols, 1, h100);
+    const auto one = batch_invariant_plan(cols, 1, true, h100);
     ASSERT_TRUE(one.ok()) << one.status();
     for (int64_t num_rows = 1; num_rows < 70; ++num_rows) {
-      const auto plan = batch_invariant_plan(cols, num_rows, h100);
+      const auto plan = batch_invariant_plan(cols, num_rows, true, h100);
       ASSERT_TRUE(plan.ok()) << plan.status();
       EXPECT_EQ(plan->cluster, one->cluster);
+      EXPECT_TRUE(!plan->norm_inside || stream_linear_can_norm(cols, *plan));
       EXPECT_LE(stream_linear_shared_bytes(cols, num_rows, *plan), h100.shared_memory_bytes);
-      for (const StreamLinearPlan& tried : stream_linear_plans(cols, num_rows, h100)) {
+      for (const StreamLinearPlan& tried : stream_linear_plans(cols, num_rows, true, h100)) {
         EXPECT_TRUE(is_valid(tried));
+        EXPECT_TRUE(!tried.norm_inside || stream_linear_can_norm(cols, tried));
         EXPECT_LE(stream_linear_shared_bytes(cols, num_rows, tried), h100.shared_memory_bytes);
       }
     }
   }
-  EXPECT_FALSE(batch_invariant_plan(1 << 20, 1, h100).ok());
-  EXPECT_FALSE(stream_linear_plans(14336, 1, h100).empty());
-  EXPECT_TRUE(stream_linear_plans(4096, 33, h100).empty());
+  const auto one_row = stream_linear_plans(4096, 1, true, h100);
+  EXPECT_TRUE(std::any_of(one_row.begin(), one_row.end(), [](const auto& plan) { return plan.norm_inside; }));
+  EXPECT_FALSE(stream_linear_plans(4096, 1, false, h100).front().norm_inside);
+  EXPECT_FALSE(batch_invariant_plan(1 << 20, 1, false, h100).ok());
+  EXPECT_FALSE(stream_linear_plans(14336, 1, false, h100).empty());
+  EXPECT_TRUE(stream_linear_plans(4096, 33, true, h100).empty());
 }
 
 }  // namespace

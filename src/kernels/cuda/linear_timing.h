@@ -11,8 +11,9 @@ namespace onepass {
 
 using LinearRun = std::function<Status(const CudaLinearParams&, CUstream_st*)>;
 
-// Seconds of one call of each; infinite for those that fail. Uses memory of its own, the weights' aside where they are
-// too large for the cache. An error is that of the first where all fail, or ResourceExhausted without that memory.
+// Seconds of one call of each, with few rows including a pause before it that is the same for all; infinite for those
+// that fail. Uses memory of its own, the weights' aside where they are too large for the cache. An error is that of the
+// first where all fail, or ResourceExhausted without that memory.
 StatusOr<std::vector<double>> time_linear(const CudaLinearParams& params, const GpuInfo& gpu,
                                           const std::vector<LinearRun>& runs);
 

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/rms_norm.cuh"
 
 namespace onepass {
 namespace {
@@ -15,13 +16,6 @@ constexpr int kShortRowThreads = 128;
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 
-template <int kLanes>
-__device__ inline float sum_over_lanes(float sum) {
-#pragma unroll
-  for (int lane = kLanes / 2; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-  return sum;
-}
-
 // The sum over a thread block of whole warps.
 __device__ inline float sum_over_block(float sum) {
   __shared__ float of_warp[kMaxThreads / 32];
@@ -29,10 +23,6 @@ __device__ inline float sum_over_block(float sum) {
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
   __syncthreads();
   return sum_over_lanes<32>(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f);
-}
-
-__device__ inline float factor_of(float sum, const CudaRmsNormParams& p) {
-  return rsqrtf(sum / static_cast<float>(p.cols) + p.eps);
 }
 
 __device__ inline int64_t x_row(const CudaRmsNormParams& p, int64_t row) {
@@ -56,7 +46,7 @@ __global__ void __launch_bounds__(kShortRowThreads) rms_norm_short_rows(const __
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kPiece; ++i) sum += x[i] * x[i];
-  const float factor = factor_of(sum_over_lanes<kLanes>(sum), p);
+  const float factor = rms_norm_factor(sum_over_lanes<kLanes>(sum), p.cols, p.eps);
 #pragma unroll
   for (int i = 0; i < kPiece; ++i) x[i] *= factor * weight[i];
   if (has_piece) store_piece<Out>(p.out, out_row(p, row) + column, x);
@@ -77,7 +67,7 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_rows(const __grid_consta
 #pragma unroll
     for (int i = 0; i < kPiece; ++i) sum += x[n][i] * x[n][i];
   }
-  const float factor = factor_of(sum_over_block(sum), p);
+  const float factor = rms_norm_factor(sum_over_block(sum), p.cols, p.eps);
 #pragma unroll
   for (int n = 0; n < kPieces; ++n) {
     const int64_t column = (int64_t{n} * blockDim.x + threadIdx.x) * kPiece;
@@ -99,7 +89,7 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_any_rows(const __grid_co
   wait_for_earlier_kernels();
   float sum = 0.0f;
   for (int64_t i = threadIdx.x; i < p.cols; i += blockDim.x) sum += widen(x[i]) * widen(x[i]);
-  const float factor = factor_of(sum_over_block(sum), p);
+  const float factor = rms_norm_factor(sum_over_block(sum), p.cols, p.eps);
   for (int64_t i = threadIdx.x; i < p.cols; i += blockDim.x) out[i] = narrow<Out>(widen(x[i]) * factor * p.weight[i]);
 }
 

@@ -1,5 +1,6 @@
-// Rotary embedding of Q and K and the store of K and V into the pages of the KV cache, in one pass over a step's new
-// tokens: what the engine does between a layer's projections and its attention. The GPU's run_rope and run_kv_store.
+// The norm of Q's and K's heads, their rotary embedding and the store of K and V into the pages of the KV cache, in one
+// pass over a step's new tokens: what the engine does between a layer's projections and its attention. The GPU's
+// run_rms_norm of heads, run_rope and run_kv_store.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +33,12 @@ struct RopeStoreKvParams {
   int num_heads_kv = 0;
   int head_dim = 0;
   int head_dim_v = 0;
+
+  // QK norm: before the rotation each head becomes x / sqrt(mean(x^2) + eps) * norm, rounded to dtype: what
+  // run_rms_norm_cuda leaves. Null: none.
+  const float* q_norm = nullptr;  // [head_dim]
+  const float* k_norm = nullptr;  // [head_dim]
+  float norm_eps = 0.0f;
 
   // As in RopeParams: element i of a head is rotated with element i + rotary_dim / 2 by the angle positions[t] *
   // inv_freq[i], cos and sin times attention_factor. rotary_dim = 0: no rotation.

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/silu.cuh"
 
 namespace onepass {
 namespace {
@@ -22,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) silu_and_mul_kernel(const __grid_con
     load_piece<T>(p.gate_up, row * p.gate_up_row_stride + column, gate);
     load_piece<T>(p.gate_up, row * p.gate_up_row_stride + p.cols + column, up);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) up[i] *= gate[i] / (1.0f + __expf(-gate[i]));
+    for (int i = 0; i < kCount; ++i) up[i] = silu_and_mul(gate[i], up[i]);
     store_piece<T>(p.out, row * p.out_row_stride + column, up);
   }
 }

@@ -5,90 +5,26 @@
 // The weights are the A operand of m16n8k16 and 8 rows of x its B. Where a column stands within an instruction is free
 // as long as both operands agree, so a lane's 16 bytes, 8 neighbouring columns, serve two instructions as they are:
 // neither operand is shuffled, and one row of x costs what 8 do.
+//
+// A norm before the product is each block's own: its rows of x, a few KB that are in the L2 cache, while its first
+// weights are on the way. A gated activation behind it makes half of a tile's rows gates and half what they let
+// through.
 #include "kernels/cuda/stream_linear.h"
 
 #include <algorithm>
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/silu.cuh"
+#include "kernels/cuda/stream_linear_norm.cuh"
+#include "kernels/cuda/stream_linear_ptx.cuh"
 
 namespace onepass {
 namespace {
 
 constexpr int kWarps = kStreamWarps;
-constexpr int kThreads = kWarps * 32;
+constexpr int kThreads = kStreamThreads;
 constexpr int kChunk = kStreamChunk;
-
-__device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                    uint32_t b1, __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-__device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                    uint32_t b1, __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// What the L2 cache should do with a line: what createpolicy.fractional makes of evict_normal and evict_first.
-constexpr uint64_t kEvictNormal = 0x1000000000000000ull;
-constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
-
-// 16 bytes, or zeros.
-__device__ inline void copy_piece(uint32_t shared, const void* global, bool exists, uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared), "l"(global),
-               "r"(exists ? 16 : 0), "l"(policy)
-               : "memory");
-}
-__device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-__device__ inline uint4 load_shared(uint32_t shared) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(shared)
-               : "memory");
-  return v;
-}
-
-__device__ inline int cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterSizeInBlocks());
-#else
-  return 1;
-#endif
-}
-__device__ inline int cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterRelativeBlockRank());
-#else
-  return 0;
-#endif
-}
-__device__ inline void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  __cluster_barrier_arrive();
-#endif
-}
-__device__ inline void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  __cluster_barrier_wait();
-#endif
-}
-__device__ inline void store_in_block(float* mine, int rank, float value) {
-#if __CUDA_ARCH__ >= 900
-  *static_cast<float*>(__cluster_map_shared_rank(mine, rank)) = value;
-#endif
-}
 
 template <int kTileRows, int kXTiles>
 struct Layout {
@@ -98,20 +34,24 @@ struct Layout {
   static constexpr int kSumPitch = stream_sum_pitch(kTileRows);
   static constexpr int kSums = kSumPitch * 8 * kXTiles;  // floats of a warp
   // The warps' sums and the cluster's are kept for two tiles in turn.
-  static constexpr int kSumsAt = kStreamRingBytes;                                      // [2][kWarps][kSums]
-  static constexpr int kPartsAt = kSumsAt + 2 * stream_sums_bytes(kTileRows, kXTiles);  // [2][cluster][share]
-  static constexpr int kXAt = stream_x_offset(kTileRows, kXTiles);
+  static constexpr int kSumsAt = 0;                                                      // [2][kWarps][kSums]
+  static constexpr int kPartsAt = 2 * stream_sums_bytes(kTileRows, kXTiles);             // [2][cluster][share]
+  static constexpr int kRingAt = kPartsAt + 2 * stream_parts_bytes(kTileRows, kXTiles);  // and x behind it
 };
 
 template <typename T, int kTileRows, int kXTiles>
-__global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid_constant__ CudaLinearParams p) {
+__global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 3 : 2)
+    stream_linear_kernel(const __grid_constant__ CudaLinearParams p, const int ring_bytes) {
   using L = Layout<kTileRows, kXTiles>;
   constexpr int kHalves = kTileRows / 8;
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t shared_base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
   const int blocks = cluster_size(), rank = cluster_rank();
-  const int tiles = static_cast<int>((p.rows + kTileRows - 1) / kTileRows);
+  // Of a tile's rows, gated, the first half are gates and the second theirs to let through.
+  const int tile_cols = p.gated ? kTileRows / 2 : kTileRows;  // of y
+  const int y_cols = static_cast<int>(p.gated ? p.rows / 2 : p.rows);
+  const int tiles = (y_cols + tile_cols - 1) / tile_cols;
   const int first_tile = blockIdx.x / blocks, tile_step = gridDim.x / blocks;
   const int64_t first_x = int64_t{blockIdx.y} * 8 * kXTiles;
   const int x_rows = static_cast<int>(p.num_rows - first_x < 8 * kXTiles ? p.num_rows - first_x : 8 * kXTiles);
@@ -122,77 +62,154 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
   const int begin = slice_begin(rank * kWarps + warp), end = slice_begin(rank * kWarps + warp + 1);
   const int block_begin = slice_begin(rank * kWarps), block_end = slice_begin((rank + 1) * kWarps);
 
-  let_next_kernel_start();
   if (blocks > 1) cluster_arrive();
 
   // The copies run ahead of the sums by kStages - 1 stages.
-  const uint32_t ring = shared_base + warp * (kStreamRingBytes / kWarps) + lane * 16;
+  const uint32_t ring = shared_base + L::kRingAt + warp * (ring_bytes / kWarps) + lane * 16;
   const T* const weight = static_cast<const T*>(p.weight);
   const uint64_t policy = gridDim.y == 1 ? kEvictFirst : kEvictNormal;  // whether they are read a second time
   int copy_tile = begin < end ? first_tile : tiles, copy_chunk = begin, copy_stage = 0;
+  int copy_row[kHalves];
+  bool is_second[kHalves];
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    is_second[half] = half * 8 + group >= tile_cols;
+    copy_row[half] = first_tile * tile_cols + half * 8 + group - (is_second[half] ? tile_cols : 0);
+  }
   const auto copy_next = [&] {
     if (copy_tile < tiles) {
       const int column = copy_chunk * kChunk + member * 8;
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
-        const int64_t row = int64_t{copy_tile} * kTileRows + half * 8 + group;
-        const T* from = weight + (row < p.rows ? row : 0) * p.cols;
+        const bool has_row = copy_row[half] < y_cols;
+        const T* from = weight + (has_row ? copy_row[half] + (is_second[half] ? y_cols : 0) : 0) * p.cols;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const bool exists = row < p.rows && column + j * 32 < p.cols;
+          const bool exists = has_row && column + j * 32 < p.cols;
           copy_piece(ring + (copy_stage * L::kPieces + j * kHalves + half) * 512, from + (exists ? column + j * 32 : 0),
                      exists, policy);
         }
       }
-      if (++copy_chunk == end) copy_chunk = begin, copy_tile += tile_step;
+      if (++copy_chunk == end) {
+        copy_chunk = begin, copy_tile += tile_step;
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) copy_row[half] += tile_step * tile_cols;
+      }
     }
     end_copy_group();
     copy_stage = copy_stage + 1 == L::kStages ? 0 : copy_stage + 1;
   };
   for (int i = 0; i < L::kStages - 1; ++i) copy_next();
 
-  wait_for_earlier_kernels();
+  const uint32_t x_base = shared_base + L::kRingAt + ring_bytes;
   const int pitch = static_cast<int>((all_chunks + blocks - 1) / blocks * kChunk * 2 + kStreamXPadding);
   const int pieces = (block_end - block_begin) * (kChunk / 8);
-  for (int i = threadIdx.x; i < x_rows * pieces; i += kThreads) {
-    const int row = i / pieces, piece = i % pieces;
+  if (kXTiles == 1 && p.norm != nullptr) StreamNorm<T>::touch_weight(p);
+  wait_for_earlier_kernels();
+  // Not before: the next kernel's blocks go where there is room, and while blocks of two kernels before it are still
+  // about, that is on some multiprocessors only.
+  let_next_kernel_start();
+  const auto x_piece = [&](int row, int piece, bool& exists) {
     const int64_t column = int64_t{block_begin} * kChunk + piece * 8;
-    const bool exists = column < p.cols;
-    const T* from = static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
-    copy_piece(shared_base + L::kXAt + row * pitch + piece * 16, from, exists, kEvictNormal);
+    exists = column < p.cols;
+    return static_cast<const T*>(p.x) + (first_x + row) * p.x_row_stride + (exists ? column : 0);
+  };
+  if (kXTiles == 1 && p.norm != nullptr) {
+    StreamNorm<T>::run(p, first_x, x_rows, pieces * 8, x_base, pitch, reinterpret_cast<float*>(shared + L::kSumsAt));
+  } else if (x_rows == 1 && pieces <= 2 * kThreads) {
+    // By registers: a copy would be known to have come only when all weights on the way have.
+    uint4 x[2] = {};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int piece = n * kThreads + threadIdx.x;
+      bool exists = false;
+      const T* const from = x_piece(0, piece, exists);
+      if (piece < pieces && exists) x[n] = __ldcg(reinterpret_cast<const uint4*>(from));
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int piece = n * kThreads + threadIdx.x;
+      if (piece < pieces) store_shared(x_base + piece * 16, x[n]);
+    }
+  } else {
+    for (int row = 0; row < x_rows; ++row) {
+      for (int piece = threadIdx.x; piece < pieces; piece += kThreads) {
+        bool exists = false;
+        const T* const from = x_piece(row, piece, exists);
+        copy_piece(x_base + row * pitch + piece * 16, from, exists, kEvictNormal);
+      }
+    }
+    end_copy_group();
+    wait_for_copies<0>();
   }
-  end_copy_group();
-  wait_for_copies<0>();
   __syncthreads();
 
-  const auto write_out = [&](int tile, int output, float sum) {
-    const int64_t row = int64_t{tile} * kTileRows + output % kTileRows, x_row = output / kTileRows;
-    if (row >= p.rows || x_row >= x_rows) return;
-    if (p.bias != nullptr) sum += p.bias[row];
-    const int64_t at = (first_x + x_row) * p.y_row_stride + row;
+  // A tile's outputs are numbered by rows of x; gated, a gate's is followed by that which it lets through.
+  const auto row_of = [&](int output) {
+    const int row = output % kTileRows;
+    return p.gated ? row / 2 + row % 2 * tile_cols : row;
+  };
+  // What is added to an output's sum, the bias and then what y has been: asked for before the sum is known.
+  struct Added {
+    float bias = 0.0f, y = 0.0f;
+  };
+  const auto place_of = [&](int tile, int output, int64_t& at) {
+    const int col = tile * tile_cols + (output % kTileRows >> (p.gated ? 1 : 0)), x_row = output / kTileRows;
+    at = (first_x + x_row) * p.y_row_stride + col;
+    return col < y_cols && x_row < x_rows;
+  };
+  const auto load_added = [&](int tile, int output) {
+    Added added;
+    int64_t at;
+    if (!place_of(tile, output, at)) return added;
+    if (p.bias != nullptr) {
+      const int row = row_of(output);
+      added.bias = p.bias[int64_t{tile} * tile_cols + row + (row >= tile_cols ? y_cols - tile_cols : 0)];
+    }
+    if (p.accumulate) {
+      added.y = p.y_dtype == DType::kF32 ? __ldcg(static_cast<const float*>(p.y) + at)
+                                         : widen(static_cast<const T*>(p.y)[at]);
+    }
+    return added;
+  };
+  // `sum` with its bias; `other`: that of the next output, which is used when gated.
+  const auto write_out = [&](int tile, int output, float sum, float other, float y_before) {
+    int64_t at;
+    if (!place_of(tile, output, at)) return;
+    if (p.gated) {
+      const float gate = widen(narrow<T>(sum)), up = widen(narrow<T>(other));
+      if (output % 2 == 0) static_cast<T*>(p.y)[at] = narrow<T>(silu_and_mul(gate, up));
+      return;
+    }
+    if (p.accumulate) sum += y_before;
     if (p.y_dtype == DType::kF32) {
-      float* y = static_cast<float*>(p.y) + at;
-      *y = p.accumulate ? *y + sum : sum;
+      static_cast<float*>(p.y)[at] = sum;
     } else {
-      T* y = static_cast<T*>(p.y) + at;
-      *y = narrow<T>(p.accumulate ? widen(*y) + sum : sum);
+      static_cast<T*>(p.y)[at] = narrow<T>(sum);
     }
   };
   // Outputs rank * share .. (rank + 1) * share - 1 of each tile are summed over the cluster and written by this block.
   const int share = L::kOutputs / blocks;
   float* const parts = reinterpret_cast<float*>(shared + L::kPartsAt);
   const auto write_share = [&](int tile, int turn) {
-    for (int i = threadIdx.x; i < share; i += kThreads) {
+    const auto sum_of = [&](int i) {
       float sum = 0.0f;
       for (int block = 0; block < blocks; ++block) sum += parts[turn * L::kOutputs + block * share + i];
-      write_out(tile, rank * share + i, sum);
+      return sum;
+    };
+    for (int i = threadIdx.x; i < share; i += kThreads) {
+      const Added added = load_added(tile, rank * share + i);
+      const float other = p.gated ? sum_of(i | 1) + load_added(tile, rank * share + (i | 1)).bias : 0.0f;
+      write_out(tile, rank * share + i, sum_of(i) + added.bias, other, added.y);
     }
   };
 
-  const uint32_t x_at = shared_base + L::kXAt + group * pitch + member * 16;
+  const uint32_t x_at = x_base + group * pitch + member * 16;
   int stage = 0, turn = 0;
   for (int tile = first_tile; tile < tiles; tile += tile_step, turn ^= 1) {
-    float sums[kXTiles][4] = {};
+    Added added;
+    if (blocks == 1 && L::kOutputs <= kThreads && threadIdx.x < L::kOutputs) added = load_added(tile, threadIdx.x);
+    float sums[2][kXTiles][4] = {};  // two chains of products, each half as long
     for (int chunk = begin; chunk < end; ++chunk) {
       wait_for_copies<L::kStages - 2>();
       uint4 w[2][kHalves];
@@ -211,8 +228,8 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
           if (n * 8 + group < x_rows) {
             b = load_shared(x_at + n * 8 * pitch + (chunk - block_begin) * kChunk * 2 + j * 64);
           }
-          mma_m16n8k16(sums[n], low.x, high.x, low.y, high.y, b.x, b.y, T());
-          mma_m16n8k16(sums[n], low.z, high.z, low.w, high.w, b.z, b.w, T());
+          mma_m16n8k16(sums[j][n], low.x, high.x, low.y, high.y, b.x, b.y, T());
+          mma_m16n8k16(sums[j][n], low.z, high.z, low.w, high.w, b.z, b.w, T());
         }
       }
     }
@@ -221,7 +238,8 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
     for (int n = 0; n < kXTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 2 * kHalves; ++i) {
-        of_warps[warp * L::kSums + (n * 8 + member * 2 + i % 2) * L::kSumPitch + group + i / 2 * 8] = sums[n][i];
+        of_warps[warp * L::kSums + (n * 8 + member * 2 + i % 2) * L::kSumPitch + group + i / 2 * 8] =
+            sums[0][n][i] + sums[1][n][i];
       }
     }
     // One barrier a tile: what is written in this turn was read two tiles ago, before the last barrier.
@@ -231,12 +249,14 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
       if (tile != first_tile) write_share(tile - tile_step, turn ^ 1);
     }
     for (int output = threadIdx.x; output < L::kOutputs; output += kThreads) {
-      const float* from = of_warps + output / kTileRows * L::kSumPitch + output % kTileRows;
+      const float* from = of_warps + output / kTileRows * L::kSumPitch + row_of(output);
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < kWarps; ++i) sum += from[i * L::kSums];
       if (blocks == 1) {
-        write_out(tile, output, sum);
+        if (L::kOutputs > kThreads) added = load_added(tile, output);
+        sum += added.bias;
+        write_out(tile, output, sum, p.gated ? __shfl_down_sync(0xffffffffu, sum, 1) : 0.0f, added.y);
       } else {
         store_in_block(parts + turn * L::kOutputs + rank * share + output % share, output / share, sum);
       }
@@ -253,13 +273,19 @@ __global__ void __launch_bounds__(kThreads, 2) stream_linear_kernel(const __grid
 template <typename T, int kTileRows, int kXTiles>
 Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const GpuInfo& gpu, CUstream_st* stream) {
   const auto kernel = stream_linear_kernel<T, kTileRows, kXTiles>;
-  const int64_t bytes = stream_linear_shared_bytes(p.cols, p.num_rows, plan);
-  if (bytes > gpu.shared_memory_bytes) {
+  const int64_t most_bytes = stream_linear_shared_bytes(p.cols, p.num_rows, plan);
+  if (p.norm != nullptr && !stream_linear_can_norm(p.cols, plan)) {
+    return unimplemented("linear: norm: expected more than ", kStreamNormCols / 32, " and at most ", kStreamNormCols,
+                         " cols, no cluster and 8 rows of x at a time for a norm within the product, found ", p.cols,
+                         " and ", to_string(plan));
+  }
+  if (most_bytes > gpu.shared_memory_bytes) {
     return invalid_argument("linear: cols: expected what fits into ", gpu.shared_memory_bytes,
-                            " bytes of shared memory, found ", p.cols, ", which takes ", bytes);
+                            " bytes of shared memory, found ", p.cols, ", which takes ", most_bytes);
   }
   ONEPASS_RETURN_IF_ERROR(cuda_status(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "linear"));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_bytes)),
+      "linear"));
   int64_t clusters = int64_t{gpu.multiprocessors} * plan.blocks_per_sm;
   if (plan.cluster > 1) {
     // Clusters do not fill a GPU whose groups of SMs they do not divide, and one too many would run alone at the end.
@@ -269,20 +295,22 @@ Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const Gpu
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(plan.cluster);
     config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = bytes;
+    config.dynamicSmemBytes = most_bytes;
     config.attrs = &size;
     config.numAttrs = 1;
     int resident = 0;
     ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&resident, kernel, &config), "linear"));
     clusters = std::max<int64_t>(1, std::min<int64_t>(resident, clusters / plan.cluster));
   }
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
-  const dim3 grid(static_cast<unsigned>(std::min(tiles, clusters) * plan.cluster),
+  const int64_t tile_cols = p.gated ? kTileRows / 2 : kTileRows, tiles = (p.y_cols() + tile_cols - 1) / tile_cols;
+  clusters = std::min(tiles, clusters);
+  const dim3 grid(static_cast<unsigned>(clusters * plan.cluster),
                   static_cast<unsigned>((p.num_rows + 8 * kXTiles - 1) / (8 * kXTiles)));
-  return launch_early(
-      "linear", kernel,
-      {.grid = grid, .threads = kThreads, .shared_bytes = static_cast<size_t>(bytes), .cluster = plan.cluster}, stream,
-      p);
+  const int ring_bytes = stream_ring_bytes(p.rows, p.cols, clusters, plan);
+  const auto bytes = static_cast<size_t>(most_bytes - kStreamRingBytes + ring_bytes);
+  return launch_early("linear", kernel,
+                      {.grid = grid, .threads = kThreads, .shared_bytes = bytes, .cluster = plan.cluster}, stream, p,
+                      ring_bytes);
 }
 
 template <typename T, int kTileRows>

@@ -7,7 +7,9 @@
 
 namespace onepass {
 
-// Queues the work. Reads the weights before earlier kernels of the stream have ended: none of those may write them.
+// Queues the work, one kernel with the norm and the activation in it whatever plan.norm_inside says; `normed` and
+// `products` are not used. REQUIRES: stream_linear_can_norm() where there is a norm. Reads the weights before earlier
+// kernels of the stream have ended: none of those may write them.
 Status run_stream_linear(const CudaLinearParams& params, const StreamLinearPlan& plan, const GpuInfo& gpu,
                          CUstream_st* stream);
 

@@ -1,7 +1,5 @@
 #include "kernels/cuda/linear.h"
-#include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/rows.h"
-#include "kernels/cuda/silu_and_mul.h"
 #include "models/decoder_ops.h"
 
 namespace onepass {
@@ -28,50 +26,42 @@ class GpuDecoderOps final : public DecoderOps {
                                 stream_);
   }
 
-  Status rms_norm(const float* hidden, const FloatVector& weight, float eps, int64_t rows, void* out) override {
-    return run_rms_norm_cuda({.x = hidden,
-                              .x_dtype = DType::kF32,
-                              .x_row_stride = weight.size,
-                              .weight = weight.data,
-                              .eps = eps,
-                              .out = out,
-                              .out_dtype = dtype_,
-                              .out_row_stride = weight.size,
-                              .rows = rows,
-                              .cols = weight.size},
-                             stream_);
+  Status norm_linear(const NormedRows& rows, const Linear& linear, void* y) override {
+    CudaLinearParams params = product(rows.hidden, linear, rows.rows, y, dtype_);
+    set_norm(params, rows);
+    return linear_->run(params, stream_);
   }
-
-  Status linear(const void* x, const Linear& linear, int64_t rows, void* y) override {
-    return product(x, linear.weight, linear.bias.data, rows, y, dtype_, linear.weight.rows(), false);
+  Status norm_gated_linear(const NormedRows& rows, const Linear& linear, void* gate_up, void* y) override {
+    CudaLinearParams params = product(rows.hidden, linear, rows.rows, y, dtype_);
+    set_norm(params, rows);
+    set_gated(params, gate_up);
+    return linear_->run(params, stream_);
   }
   Status linear_add(const void* x, const Linear& linear, int64_t rows, float* hidden) override {
-    return product(x, linear.weight, linear.bias.data, rows, hidden, DType::kF32, linear.weight.rows(), true);
+    CudaLinearParams params = product(x, linear, rows, hidden, DType::kF32);
+    params.accumulate = true;
+    return linear_->run(params, stream_);
   }
-  Status logits(const void* x, const WeightMatrix& weight, int64_t rows, float* logits, int64_t row_stride) override {
-    return product(x, weight, nullptr, rows, logits, DType::kF32, row_stride, false);
+  Status norm_logits(const NormedRows& rows, const WeightMatrix& weight, float* logits, int64_t row_stride) override {
+    CudaLinearParams params = product(rows.hidden, {.weight = weight}, rows.rows, logits, DType::kF32);
+    params.y_row_stride = row_stride;
+    set_norm(params, rows);
+    return linear_->run(params, stream_);
   }
 
   Status prepare(LinearUse use, const Linear& linear, int64_t max_rows, int64_t row_stride) override {
-    CudaLinearParams params =
-        product_params(nullptr, linear.weight, linear.bias.data, 0, nullptr,
-                       use == LinearUse::kOutput ? dtype_ : DType::kF32, row_stride, use == LinearUse::kAdd);
+    const bool has_float_output = use == LinearUse::kLinearAdd || use == LinearUse::kNormLogits;
+    CudaLinearParams params = product(nullptr, linear, 0, nullptr, has_float_output ? DType::kF32 : dtype_);
+    params.accumulate = use == LinearUse::kLinearAdd;
+    // No plan depends on where a norm is: the weights' address stands for it.
+    if (use != LinearUse::kLinearAdd) params.norm = static_cast<const float*>(params.weight);
+    if (use == LinearUse::kNormGatedLinear) set_gated(params, nullptr);
+    if (use == LinearUse::kNormLogits) params.y_row_stride = row_stride;
     for (int64_t rows = 1;; rows = CudaLinear::next_planned_num_rows(rows)) {
       params.num_rows = rows;
       ONEPASS_RETURN_IF_ERROR(linear_->prepare(params));
       if (rows >= max_rows) return ok_status();
     }
-  }
-
-  Status silu_and_mul(const void* gate_up, int64_t rows, int64_t cols, void* out) override {
-    return run_silu_and_mul_cuda({.dtype = dtype_,
-                                  .gate_up = gate_up,
-                                  .gate_up_row_stride = 2 * cols,
-                                  .out = out,
-                                  .out_row_stride = cols,
-                                  .rows = rows,
-                                  .cols = cols},
-                                 stream_);
   }
 
   Status gather_rows(const void* from, DType dtype, int64_t from_rows, const int32_t* index, int64_t rows, int64_t cols,
@@ -90,13 +80,8 @@ class GpuDecoderOps final : public DecoderOps {
   }
 
  private:
-  Status product(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, void* y, DType y_dtype,
-                 int64_t y_row_stride, bool accumulate) {
-    return linear_->run(product_params(x, weight, bias, rows, y, y_dtype, y_row_stride, accumulate), stream_);
-  }
-
-  CudaLinearParams product_params(const void* x, const WeightMatrix& weight, const float* bias, int64_t rows, void* y,
-                                  DType y_dtype, int64_t y_row_stride, bool accumulate) const {
+  CudaLinearParams product(const void* x, const Linear& linear, int64_t rows, void* y, DType y_dtype) const {
+    const WeightMatrix& weight = linear.weight;
     return {.dtype = dtype_,
             .x = x,
             .x_row_stride = weight.cols(),
@@ -104,11 +89,20 @@ class GpuDecoderOps final : public DecoderOps {
             .weight = weight.slices()[0].data,
             .rows = weight.rows(),
             .cols = weight.cols(),
-            .bias = bias,
+            .bias = linear.bias.data,
             .y = y,
             .y_dtype = y_dtype,
-            .y_row_stride = y_row_stride,
-            .accumulate = accumulate};
+            .y_row_stride = weight.rows()};
+  }
+  static void set_norm(CudaLinearParams& params, const NormedRows& rows) {
+    params.norm = rows.norm.data;
+    params.norm_eps = rows.eps;
+    params.normed = rows.normed;
+  }
+  static void set_gated(CudaLinearParams& params, void* gate_up) {
+    params.gated = true;
+    params.products = gate_up;
+    params.y_row_stride = params.rows / 2;
   }
 
   const DType dtype_;
