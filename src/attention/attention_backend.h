@@ -51,6 +51,7 @@ struct AttentionBatch {
   int num_requests = 0;
   int num_tokens = 0;
   int max_seqlen_q = 0;
+  int num_leading_decodes = 0;             // requests of one token at the beginning
   const int32_t* cu_seqlens_q = nullptr;   // [num_requests + 1]
   const int32_t* cache_seqlens = nullptr;  // [num_requests]
   const int32_t* request_slots = nullptr;  // [num_requests], rows of the RequestTable; -1: the dummy request of page 0

@@ -169,9 +169,7 @@ size_t GpuAttentionBackend::upload_bytes() const {
 void GpuAttentionBackend::set_batch(const AttentionBatch& batch, StepUpload& upload) {
   ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
   ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
-  const int requests = batch.num_requests;
-  int decodes = 0;
-  while (decodes < requests && batch.cu_seqlens_q[decodes + 1] == decodes + 1) ++decodes;
+  const int requests = batch.num_requests, decodes = batch.num_leading_decodes;
 
   num_tokens_ = batch.num_tokens;
   positions_ = upload.add<int32_t>({batch.positions, static_cast<size_t>(batch.num_tokens)});

@@ -72,6 +72,7 @@ AttentionBatch Batch::attention() const {
   return {.num_requests = num_requests(),
           .num_tokens = num_tokens(),
           .max_seqlen_q = max_seqlen_q,
+          .num_leading_decodes = num_leading_decodes(),
           .cu_seqlens_q = cu_seqlens_q.data(),
           .cache_seqlens = cache_seqlens.data(),
           .request_slots = request_slots.data(),

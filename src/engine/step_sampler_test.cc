@@ -73,7 +73,7 @@ class StepSamplerTest : public testing::TestWithParam<DeviceKind> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Devices, StepSamplerTest, testing::Values(DeviceKind::kCpu, DeviceKind::kCuda),
-                         [](const auto& info) { return info.param == DeviceKind::kCpu ? "Cpu" : "Cuda"; });
+                         [](const auto& device) { return device.param == DeviceKind::kCpu ? "Cpu" : "Cuda"; });
 
 // Requests with all sorts of parameters in one batch. Each step is computed twice: for its logits, which the test's
 // samplers take, and for its tokens.
@@ -122,7 +122,9 @@ TEST_P(StepSamplerTest, ChoosesWhatTheSamplerChooses) {
           continue;
         }
         const bool wants_logprobs = mine[i].params().logprobs >= 0;
-        if (wants_logprobs) EXPECT_NEAR((*found)[i].logprob, expected[i].logprob, 1e-3f);
+        if (wants_logprobs) {
+          EXPECT_NEAR((*found)[i].logprob, expected[i].logprob, 1e-3f);
+        }
         ASSERT_EQ((*found)[i].top.size(), expected[i].top.size());
         for (size_t j = 0; j < expected[i].top.size(); ++j) {
           EXPECT_NEAR((*found)[i].top[j].logprob, expected[i].top[j].logprob, 1e-3f);
