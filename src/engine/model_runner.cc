@@ -311,7 +311,7 @@ StatusOr<std::vector<StatusOr<SampledToken>>> ModelRunner::collect() {
   ONEPASS_CHECK(!in_flight_.empty());
   const bool samples = in_flight_.front();
   in_flight_.pop_front();
-  const Status done = clock_.wait();
+  Status done = clock_.wait();
   std::vector<StatusOr<SampledToken>> tokens;
   if (samples) tokens = sampler_->collect();
   if (!done.ok()) return done;

@@ -97,10 +97,12 @@ TEST_P(StepSamplerTest, ChoosesWhatTheSamplerChooses) {
       ASSERT_TRUE(engine->prefill(sequences[i]).ok());
       engine->rewind(sequences[i], sequences[i].num_computed - 1);
     }
+    samplers.reserve(kRequests);
     for (Sampler& sampler : theirs) samplers.push_back(&sampler);
     bool parted = false;  // a draw can fall on the boundary of two tokens; what follows is then another text
     for (int step = 0; step < kSteps && !parted; ++step) {
       std::vector<Engine::Work> work;
+      work.reserve(kRequests);
       for (Sequence& sequence : sequences) work.push_back({.sequence = &sequence, .num_tokens = 1});
       const auto logits = engine->step(work);
       ASSERT_TRUE(logits.ok()) << logits.status();
