@@ -122,8 +122,6 @@ Status run(const LatencyOptions& options) {
   nlohmann::json output = {
       {"model", options.engine.model_dir()},
       {"device", to_string(engine->runner().options().device)},
-      {"threads", engine->runner().options().num_threads},
-      {"isa", to_string(engine->runner().options().isa)},
       {"batch_size", options.batch_size},
       {"input_len", options.input_len},
       {"output_len", options.output_len},
@@ -136,6 +134,10 @@ Status run(const LatencyOptions& options) {
       {"decode_tok_per_s", step > 0 ? options.batch_size / step : 0.0},
       {"decode_weight_gb_per_s", step > 0 ? weight_bytes / step * 1e-9 : 0.0},
   };
+  if (engine->runner().options().device.kind == DeviceKind::kCpu) {
+    output["threads"] = engine->runner().options().num_threads;
+    output["isa"] = to_string(engine->runner().options().isa);
+  }
   const GraphCapture& graphs = engine->runner().graph_capture();
   if (graphs.count > 0) {
     output["cuda_graphs"] = graphs.count;
