@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/sample_plan.h"
 
@@ -52,20 +53,6 @@ struct alignas(16) Scratch {
 
 static_assert(sizeof(Scratch::list) + sizeof(Scratch::sorted) >= 3 * kBins * sizeof(uint32_t));
 
-__device__ inline int cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterSizeInBlocks());
-#else
-  return 1;
-#endif
-}
-__device__ inline int cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterRelativeBlockRank());
-#else
-  return 0;
-#endif
-}
 // What the block's threads wrote before is seen by who waits for the barrier: one warp's fence is enough for all of
 // them, and 16 of them would queue. All threads of the block meet here too.
 __device__ inline void cluster_arrive() {

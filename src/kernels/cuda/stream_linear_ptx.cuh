@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/cluster.cuh"
+
 namespace onepass {
 
 __device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
@@ -61,20 +63,6 @@ __device__ inline void load_8_floats(const float* from, float (&to)[8]) {
   to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
-__device__ inline int cluster_size() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterSizeInBlocks());
-#else
-  return 1;
-#endif
-}
-__device__ inline int cluster_rank() {
-#if __CUDA_ARCH__ >= 900
-  return static_cast<int>(__clusterRelativeBlockRank());
-#else
-  return 0;
-#endif
-}
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   __cluster_barrier_arrive();
