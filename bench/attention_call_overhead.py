@@ -8,16 +8,20 @@ Needs a GPU, torch and the package of python/. The work is small enough for the 
 
 import argparse
 import statistics
+import sys
 import time
 
-import torch
-from onepass.flash_attn_interface import (
-    flash_attn_combine,
-    flash_attn_func,
-    flash_attn_varlen_func,
-    flash_attn_with_kvcache,
-    get_scheduler_metadata,
-)
+try:
+    import torch
+    from onepass.flash_attn_interface import (
+        flash_attn_combine,
+        flash_attn_func,
+        flash_attn_varlen_func,
+        flash_attn_with_kvcache,
+        get_scheduler_metadata,
+    )
+except ImportError:
+    torch = None
 
 
 def microseconds(call, calls: int) -> float:
@@ -38,6 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=100)
     calls = parser.parse_args().calls
+    if torch is None:
+        sys.exit(
+            "attention_call_overhead.py: torch, onepass: expected them to be installed (pip install torch ./python), found one missing"
+        )
     device, dtype, batch, heads, heads_kv, dim, page = "cuda", torch.bfloat16, 2, 8, 2, 128, 64
 
     def randn(*shape):

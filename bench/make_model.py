@@ -4,15 +4,21 @@
     python bench/make_model.py --shape qwen2.5-0.5b --output /tmp/qwen2.5-0.5b
 
 OUTPUT/config.json, model.safetensors (bf16), tokenizer.json (a byte-level BPE of the real one's size, with random merges), and
-OUTPUT/model.gguf (bf16, norms and biases float32 as llama.cpp's converter leaves them). Needs numpy, safetensors and gguf from pip.
+OUTPUT/model.gguf (bf16, norms and biases float32 as llama.cpp's converter leaves them). Needs numpy and gguf from pip.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import pathlib
+import sys
 
-import gguf
-import numpy as np
+try:
+    import gguf
+    import numpy as np
+except ImportError:
+    gguf = None
 
 SHAPES = {
     "qwen2.5-0.5b": {
@@ -139,6 +145,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     args = parser.parse_args()
+    if gguf is None:
+        sys.exit(
+            "make_model.py: numpy, gguf: expected them to be installed (pip install numpy gguf), found one missing"
+        )
     config, random = SHAPES[args.shape], np.random.default_rng(1)
     args.output.mkdir(parents=True, exist_ok=True)
     parts = list(tensors(config, random))

@@ -9,7 +9,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 # As if nothing were installed, wherever this runs.
 WITHOUT = """
 import runpy, sys
-sys.modules.update(dict.fromkeys(("torch", "llama_cpp")))
+sys.modules.update(dict.fromkeys(("torch", "llama_cpp", "numpy", "gguf")))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -17,6 +17,8 @@ NEEDS = {
     "attention_peers.py": ("torch", "torch", ([], ["--device", "cuda"])),
     "model_peers.py": ("llama_cpp", "llama-cpp-python", (["--model", "x"],)),
     "batching_peers.py": ("llama_cpp", "llama-cpp-python", (["--model", "x"],)),
+    "attention_call_overhead.py": ("torch, onepass", "torch ./python", ([],)),
+    "make_model.py": ("numpy, gguf", "numpy gguf", (["--shape", "qwen2.5-0.5b", "--output", "x"],)),
 }
 
 
@@ -36,7 +38,12 @@ class WithoutPeers(unittest.TestCase):
         for script, (module, package, calls) in NEEDS.items():
             for arguments in calls:
                 result = run(script, *arguments)
-                expected = f"{script}: {module}: expected it to be installed (pip install {package}), found none\n"
+                what = (
+                    "them to be installed (pip install {}), found one missing"
+                    if ", " in module
+                    else "it to be installed (pip install {}), found none"
+                )
+                expected = f"{script}: {module}: expected {what.format(package)}\n"
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (1, "", expected))
 
 
