@@ -79,7 +79,7 @@ def read_targets(src):
         prefix = "" if folder == "." else folder + "/"
         lists = {}  # ${NAME} -> file names
         for command, body in COMMAND.findall(strip_comments(cmake.read_text())):
-            words = [word for word in body.split() if word != "SHARED"]
+            words = [word for word in body.split() if word not in ("SHARED", "OBJECT")]
             if not words:
                 continue
             if command == "onepass_isa_sources":
