@@ -3,9 +3,7 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +11,7 @@
 #include "attention/attention_backend.h"
 #include "engine/batch.h"
 #include "engine/logits_buffer.h"
+#include "engine/model_runner_options.h"
 #include "engine/step_clock.h"
 #include "engine/step_graphs.h"
 #include "engine/step_sampler.h"
@@ -24,36 +23,6 @@
 #include "tensor/step_upload.h"
 
 namespace onepass {
-
-struct ModelRunnerOptions {
-  std::string model_dir;
-  Device device;
-  bool dummy_weights = false;  // random weights from config.json alone
-  AttentionKind attention = AttentionKind::kFlash;
-  // Logits follow, bit for bit, from a sequence's tokens: not from the batch, the chunks, the page size or the number
-  // of threads. Costs prefill speed.
-  bool deterministic = false;
-  int page_size = 64;
-  std::optional<DType> kv_dtype;  // unset: the dtype of the weights
-  int num_threads = 0;            // 0: one for each processor that this process may use
-  CpuIsa isa = best_cpu_isa();
-  int context_length = 0;           // 0: the model's own; tokens of one sequence at most
-  int max_requests = 1;             // sequences alive at the same time
-  int64_t kv_tokens = 0;            // 0: max_requests times the context length, or what kv_memory_fraction allows
-  double kv_memory_fraction = 1.0;  // on the CPU, with kv_tokens 0: of the machine's memory, at most
-  // Where the ways in which a GPU computes this model's layers fastest are kept: found at the first start, in seconds.
-  // Empty: nowhere.
-  std::string plan_file;
-  // Steps of decodes, and of short prompts, are captured on a GPU at the start and replayed; otherwise they are padded
-  // alike, so that the results are the same bits.
-  bool cuda_graphs = true;
-  double gpu_memory_fraction =
-      0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
-  int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
-  int max_outputs_per_step = 0;   // rows of logits of one step; 0: max_requests
-  // Called while the weights are loaded, when `done` of `total` parts are there.
-  std::function<void(int done, int total)> on_load_progress;
-};
 
 // What capturing took at the start.
 struct GraphCapture {
@@ -108,12 +77,14 @@ class ModelRunner {
   ModelRunner(const ModelRunnerOptions& options, std::unique_ptr<ThreadPool> threads, CudaStream cuda_stream,
               RequestTable table);
 
+  // model_runner_memory.cc has these: what is allocated at the start.
   Status allocate();
   // The KV cache of `kv` and what holds its addresses but for graphs.
   Status allocate_cache(const KvPoolConfig& kv);
   void free_cache();
   // Graphs of `count` shapes from the first-th largest on.
   Status capture_graphs(size_t first, size_t count);
+  Status capture_all_graphs();
   // Bytes of a GPU's memory that all this takes beside the cache itself, as a small one shows.
   StatusOr<int64_t> measure_beside_cache(KvPoolConfig kv);
   size_t num_graphs() const { return options_.cuda_graphs ? graphs_.shapes().size() : 0; }
@@ -129,9 +100,6 @@ class ModelRunner {
   Status queue_step(const StepInput& input);
   // Both, by a graph where there is one. After an error nothing of the step is left.
   Status queue(const Batch& batch, std::span<const SampleWork> work);
-  // The KV cache's pages: as many as the options ask for, or the memory holds.
-  // `beside_cache`: bytes of a GPU's memory to be left free.
-  StatusOr<int> count_pages(const KvPoolConfig& kv, int64_t beside_cache) const;
 
   ModelRunnerOptions options_;
   int max_batch_requests_ = 0;  // padding included
