@@ -42,7 +42,9 @@ TEST(MemoryBudgetTest, AGpusCacheFillsTheFraction) {
     EXPECT_LE(*pages, all);
     EXPECT_GE(*pages, 2);
     EXPECT_LE(static_cast<double>(*pages * page), room);
-    if (*pages < all) EXPECT_GT(static_cast<double>((*pages + 1) * page), room);
+    if (*pages < all) {
+      EXPECT_GT(static_cast<double>((*pages + 1) * page), room);
+    }
   }
 }
 

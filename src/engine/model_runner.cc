@@ -102,7 +102,6 @@ StatusOr<ModelRunner::StepInput> ModelRunner::set_inputs(const Batch& batch, std
                         .ids = ids.device};
   ONEPASS_RETURN_IF_ERROR(sampler_->set_step(work, num_output_rows, upload_));
   backend_->set_batch(batch.attention(), upload_);  // last: what it adds can differ from step to step
-  ONEPASS_RETURN_IF_ERROR(upload_.send(stream_));
   return input;
 }
 
@@ -131,7 +130,12 @@ Status ModelRunner::queue(const Batch& batch, std::span<const SampleWork> work) 
   Status queued = [&]() -> Status {
     ONEPASS_ASSIGN_OR_RETURN(const StepInput input, set_inputs(shape ? padded_ : batch, work));
     ONEPASS_RETURN_IF_ERROR(clock_.start(cuda_stream_));
-    return graph != nullptr ? graph->launch(cuda_stream_) : queue_step(input);
+    if (graph == nullptr) {
+      ONEPASS_RETURN_IF_ERROR(upload_.send(stream_));
+      return queue_step(input);
+    }
+    ONEPASS_RETURN_IF_ERROR(upload_.send_with(*graph));
+    return graph->launch(cuda_stream_);
   }();
   if (!queued.ok()) {
     sampler_->cancel();

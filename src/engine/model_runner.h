@@ -94,9 +94,9 @@ class ModelRunner {
     ForwardInput forward;
     int32_t* ids = nullptr;  // forward's
   };
-  // Brings a step's inputs to the device; a graph's launch comes after it.
+  // Puts a step's inputs into the upload.
   StatusOr<StepInput> set_inputs(const Batch& batch, std::span<const SampleWork> work);
-  // The step's work on the device, its inputs being there: what a graph holds.
+  // The step's work on the device, after the upload: what else a graph holds.
   Status queue_step(const StepInput& input);
   // Both, by a graph where there is one. After an error nothing of the step is left.
   Status queue(const Batch& batch, std::span<const SampleWork> work);

@@ -130,7 +130,11 @@ Status ModelRunner::capture_graphs(size_t first, size_t count) {
       ONEPASS_ASSIGN_OR_RETURN(input, set_inputs(padded_, {}));
       return ok_status();
     };
-    ONEPASS_RETURN_IF_ERROR(graphs_.capture(shape, cuda_stream_, prepare, [&] { return queue_step(input); }));
+    const auto queue = [&]() -> Status {
+      ONEPASS_RETURN_IF_ERROR(upload_.send_by_kernel(stream_));
+      return queue_step(input);
+    };
+    ONEPASS_RETURN_IF_ERROR(graphs_.capture(shape, cuda_stream_, prepare, queue));
   }
   return ok_status();
 }

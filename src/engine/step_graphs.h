@@ -34,7 +34,7 @@ class StepGraphs {
   // The smallest one to which `batch` can be padded; nothing when there is none.
   std::optional<StepShape> shape_for(const Batch& batch) const;
 
-  // `prepare` brings the inputs of a step of `shape` to the device, `queue` puts the step on the stream, once to be
+  // `prepare` sets the inputs of a step of `shape`, `queue` puts the step on the stream, its upload first, once to be
   // run, so that whatever it makes at first use is there, and once to be captured. Largest first.
   Status capture(const StepShape& shape, const CudaStream& stream, absl::FunctionRef<Status()> prepare,
                  absl::FunctionRef<Status()> queue);

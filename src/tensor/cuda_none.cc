@@ -35,9 +35,10 @@ StatusOr<CudaStream> CudaStream::create() { return no_cuda(); }
 CudaStream::~CudaStream() = default;
 
 Status CudaStream::synchronize() const { return no_cuda(); }
+Status CudaStream::wait(CUstream_st*, const CudaEvent&) { return no_cuda(); }
 StatusOr<CudaEvent> CudaEvent::create() { return no_cuda(); }
 CudaEvent::~CudaEvent() = default;
-Status CudaEvent::record(const CudaStream&) { return no_cuda(); }
+Status CudaEvent::record(CUstream_st*) { return no_cuda(); }
 StatusOr<double> CudaEvent::seconds_since(const CudaEvent&) const { return no_cuda(); }
 Status CudaEvent::synchronize() const { return no_cuda(); }
 StatusOr<CudaGraph> CudaGraph::capture(const CudaStream&, absl::FunctionRef<Status()>) { return no_cuda(); }
@@ -47,6 +48,7 @@ Status CudaGraph::launch(const CudaStream&) const { return no_cuda(); }
 Status copy_async(void*, const void*, size_t, CUstream_st*) { return no_cuda(); }
 Status copy_rows_async(void*, size_t, const void*, size_t, size_t, size_t, CUstream_st*) { return no_cuda(); }
 Status upload_by_kernel(void*, const void*, size_t, CUstream_st*) { return no_cuda(); }
+Status set_first_upload(const CudaGraph&, void*, const void*, size_t) { return no_cuda(); }
 Status synchronize(CUstream_st*) { return no_cuda(); }
 StatusOr<CudaMemory> cuda_memory() { return no_cuda(); }
 Status set_current_gpu(int) { return no_cuda(); }

@@ -36,7 +36,15 @@ Status StepUpload::send(const Stream& stream) {
   // What takes 10 us on its way is better copied by the engine that is made for it.
   constexpr size_t kMostByKernel = size_t{256} << 10;
   if (used_ > kMostByKernel) return copy_async(device_, staging_[current_].data(), used_, stream.cuda);
+  return send_by_kernel(stream);
+}
+
+Status StepUpload::send_by_kernel(const Stream& stream) {
   return upload_by_kernel(device_, staging_[current_].data(), used_, stream.cuda);
+}
+
+Status StepUpload::send_with(const CudaGraph& graph) {
+  return set_first_upload(graph, device_, staging_[current_].data(), used_);
 }
 
 }  // namespace onepass

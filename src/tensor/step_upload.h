@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "tensor/buffer.h"
+#include "tensor/cuda/cuda_stream.h"
 #include "tensor/cuda/pinned_buffer.h"
 #include "tensor/device.h"
 #include "tensor/device_buffer.h"
@@ -52,6 +53,11 @@ class StepUpload {
 
   // Queues the copy of all arrays.
   Status send(const Stream& stream);
+
+  // The copy as a kernel: what a graph is captured with first, so that each launch can bring the arrays of its step.
+  Status send_by_kernel(const Stream& stream);
+  // The next launch of such a graph copies the present step's arrays.
+  Status send_with(const CudaGraph& graph);
 
  private:
   std::byte* host() const { return is_on_gpu_ ? staging_[current_].data() : device_; }

@@ -17,6 +17,10 @@ CudaStream::~CudaStream() {
 
 Status CudaStream::synchronize() const { return cuda_status(cudaStreamSynchronize(stream_), "work on the GPU"); }
 
+Status CudaStream::wait(CUstream_st* stream, const CudaEvent& event) {
+  return cuda_status(cudaStreamWaitEvent(stream, event.get()), "cudaStreamWaitEvent");
+}
+
 StatusOr<CudaEvent> CudaEvent::create() {
   CudaEvent event;
   ONEPASS_RETURN_IF_ERROR(cuda_status(cudaEventCreate(&event.event_), "cudaEventCreate"));
@@ -27,8 +31,8 @@ CudaEvent::~CudaEvent() {
   if (event_ != nullptr) cudaEventDestroy(event_);
 }
 
-Status CudaEvent::record(const CudaStream& stream) {
-  return cuda_status(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
+Status CudaEvent::record(CUstream_st* stream) {
+  return cuda_status(cudaEventRecord(event_, stream), "cudaEventRecord");
 }
 
 Status CudaEvent::synchronize() const { return cuda_status(cudaEventSynchronize(event_), "work on the GPU"); }
@@ -46,18 +50,24 @@ StatusOr<CudaGraph> CudaGraph::capture(const CudaStream& stream, absl::FunctionR
       cuda_status(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
   const Status queued = queue();
   // The capture ends in any case: the stream would be unusable otherwise.
-  cudaGraph_t recorded = nullptr;
-  const Status ended = cuda_status(cudaStreamEndCapture(stream.get(), &recorded), "cudaStreamEndCapture");
   CudaGraph graph;
-  Status status = queued.ok() ? ended : queued;
-  if (status.ok()) status = cuda_status(cudaGraphInstantiate(&graph.graph_, recorded, 0), "cudaGraphInstantiate");
-  if (recorded != nullptr) cudaGraphDestroy(recorded);
-  if (!status.ok()) return status;
+  const Status ended = cuda_status(cudaStreamEndCapture(stream.get(), &graph.recorded_), "cudaStreamEndCapture");
+  ONEPASS_RETURN_IF_ERROR(queued);
+  ONEPASS_RETURN_IF_ERROR(ended);
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaGraphInstantiate(&graph.graph_, graph.recorded_, 0), "cudaGraphInstantiate"));
+  size_t count = 0;
+  ONEPASS_RETURN_IF_ERROR(
+      cuda_status(cudaGraphGetRootNodes(graph.recorded_, nullptr, &count), "cudaGraphGetRootNodes"));
+  if (count == 1) {
+    ONEPASS_RETURN_IF_ERROR(
+        cuda_status(cudaGraphGetRootNodes(graph.recorded_, &graph.first_, &count), "cudaGraphGetRootNodes"));
+  }
   return graph;
 }
 
 CudaGraph::~CudaGraph() {
   if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  if (recorded_ != nullptr) cudaGraphDestroy(recorded_);
 }
 
 Status CudaGraph::launch(const CudaStream& stream) const {

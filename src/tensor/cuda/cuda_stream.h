@@ -8,9 +8,13 @@
 
 struct CUstream_st;     // cudaStream_t points to it
 struct CUevent_st;      // cudaEvent_t
+struct CUgraph_st;      // cudaGraph_t
 struct CUgraphExec_st;  // cudaGraphExec_t
+struct CUgraphNode_st;  // cudaGraphNode_t
 
 namespace onepass {
+
+class CudaEvent;
 
 // A queue of work for the current GPU. Does not wait for the default stream.
 class CudaStream {
@@ -28,6 +32,10 @@ class CudaStream {
   Status synchronize() const;
   CUstream_st* get() const { return stream_; }
 
+  // What is queued from now on begins after `event`, which has been recorded.
+  Status wait(const CudaEvent& event) const { return wait(stream_, event); }
+  static Status wait(CUstream_st* stream, const CudaEvent& event);
+
  private:
   CUstream_st* stream_ = nullptr;
 };
@@ -44,11 +52,14 @@ class CudaEvent {
   }
   ~CudaEvent();
 
-  Status record(const CudaStream& stream);
+  Status record(const CudaStream& stream) { return record(stream.get()); }
+  Status record(CUstream_st* stream);
   // From `start` to this event, about 0.5 us exact. Waits for both.
   StatusOr<double> seconds_since(const CudaEvent& start) const;
   // Waits until it is reached; errors of the work before it show here.
   Status synchronize() const;
+
+  CUevent_st* get() const { return event_; }
 
  private:
   CUevent_st* event_ = nullptr;
@@ -59,18 +70,30 @@ class CudaGraph {
  public:
   // What `queue` puts on `stream`, which is not run.
   static StatusOr<CudaGraph> capture(const CudaStream& stream, absl::FunctionRef<Status()> queue);
-  CudaGraph(CudaGraph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+  CudaGraph(CudaGraph&& other) noexcept
+      : recorded_(std::exchange(other.recorded_, nullptr)),
+        graph_(std::exchange(other.graph_, nullptr)),
+        first_(std::exchange(other.first_, nullptr)) {}
   CudaGraph& operator=(CudaGraph&& other) noexcept {
+    std::swap(recorded_, other.recorded_);
     std::swap(graph_, other.graph_);
+    std::swap(first_, other.first_);
     return *this;
   }
   ~CudaGraph();
 
   Status launch(const CudaStream& stream) const;
 
+  CUgraphExec_st* get() const { return graph_; }
+  // What was queued first, where all the rest comes after it: its parameters may change between launches. Null
+  // otherwise.
+  CUgraphNode_st* first() const { return first_; }
+
  private:
   CudaGraph() = default;
+  CUgraph_st* recorded_ = nullptr;  // its nodes name those of graph_
   CUgraphExec_st* graph_ = nullptr;
+  CUgraphNode_st* first_ = nullptr;
 };
 
 }  // namespace onepass
