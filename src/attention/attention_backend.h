@@ -88,7 +88,7 @@ class AttentionBackend {
 
   // Once a step, after set_batch(). On a GPU this and run() only queue work, and errors are CUDA's; it may be captured
   // with the run() calls after it: a replay serves any batch with the same num_requests, num_tokens and max_seqlen_q
-  // whose upload had the same layout.
+  // whose upload had the same layout. What is queued between it and the first run() does not wait for it.
   virtual Status plan(const Stream& stream) = 0;
 
   // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what
