@@ -66,9 +66,8 @@ class CudaLinear {
   // Chooses how this shape (dtypes, sizes, strides, bias, accumulate) is computed: what run() would do at its first
   // call, without running it.
   Status prepare(const CudaLinearParams& params);
-  // Numbers of rows share plans: 1, 2, 4, 8, 16 and from there on two in each doubling. The first of them above
-  // num_rows.
-  static int64_t next_planned_num_rows(int64_t num_rows);
+  // The same for every number of rows up to params.num_rows, faster than one after the other.
+  Status prepare_up_to(const CudaLinearParams& params);
   // Queues the work. The error names the field that is wrong, or is a CUDA error.
   Status run(const CudaLinearParams& params, CUstream_st* stream);
   // The plan of a prepared shape in a word, for people: "cublaslt", "stream-..." (of our own) or "none".

@@ -2,125 +2,143 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <utility>
 
 #include "kernels/cuda/fill_random.h"
 #include "kernels/cuda/pause.h"
-#include "tensor/cuda/cuda_buffer.h"
+#include "kernels/cuda/read_memory.h"
 #include "tensor/cuda/cuda_status.h"
-#include "tensor/cuda/cuda_stream.h"
 
 namespace onepass {
 namespace {
 
 constexpr int kRounds = 5;
-constexpr int kFewRows = 64;  // up to which a layer's time is that of its weights' way from memory
-constexpr int kRuns = 8;      // of a graph with so few rows, at least
-constexpr int kMaxCopies = 32;
+constexpr double kLongGraph = 200e-6;    // seconds; of these,
+constexpr int kLongRounds = 2;           // so many tell as much
+constexpr double kClearlySlower = 1.15;  // than the best after the first round: no further one
+constexpr int kFewRows = 64;             // up to which a layer's time is that of its weights' way from memory
+// Calls in a graph of few rows, so many that the events' half a microsecond does not count.
+constexpr int64_t kGraphBytes = int64_t{256} << 20;
+constexpr int64_t kMaxCalls = 8;
 // Before each call with few rows, some 2 us: in a decoder small kernels stand between the products, in which a kernel
 // that begins early has its first weights brought. One after the other without them, memory alone would decide.
 constexpr int64_t kPauseCycles = 3500;
 
-struct Layers {
-  CudaBuffer x, y, bias, norm, normed, products, flush;
-  std::vector<CudaBuffer> weights;
-  std::vector<CudaLinearParams> params;
-};
+int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-StatusOr<Layers> make_layers(const CudaLinearParams& p, const GpuInfo& gpu, const CudaStream& stream) {
-  Layers layers;
+}  // namespace
+
+StatusOr<LinearTimer> LinearTimer::create(const CudaLinearParams& params, const GpuInfo& gpu) {
+  LinearTimer timer;
+  ONEPASS_ASSIGN_OR_RETURN(timer.stream_, CudaStream::create());
+  ONEPASS_RETURN_IF_ERROR(timer.fill(params, gpu));
+  return timer;
+}
+
+Status LinearTimer::fill(const CudaLinearParams& params, const GpuInfo& gpu) {
+  params_ = params;
+  const int64_t bytes = params.rows * params.cols * static_cast<int64_t>(size_of(params.dtype));
+  calls_ = static_cast<int>(std::clamp<int64_t>(divide_up(kGraphBytes, bytes), 1, kMaxCalls));
+  // The cache is empty before a graph's launch, and twice what it holds goes by before a copy's turn comes again.
+  copies_ = static_cast<int>(std::clamp<int64_t>(divide_up(2 * gpu.l2_cache_bytes, bytes), 1, calls_));
   uint64_t seed = 0;
-  const auto fill = [&](CudaBuffer& buffer, DType dtype, int64_t elements) -> Status {
+  const auto allocate = [&](CudaBuffer& buffer, DType dtype, int64_t elements) -> Status {
     StatusOr<CudaBuffer> memory = CudaBuffer::allocate(elements * size_of(dtype));
     if (!memory.ok()) return resource_exhausted("linear: plans are not timed: ", memory.status().message());
     buffer = std::move(*memory);
     return run_fill_random_cuda({.data = buffer.data(), .dtype = dtype, .elements = elements, .seed = ++seed},
-                                stream.get());
+                                stream_.get());
   };
-  CudaLinearParams params = p;
-  ONEPASS_RETURN_IF_ERROR(fill(layers.x, p.norm != nullptr ? DType::kF32 : p.dtype, p.num_rows * p.x_row_stride));
-  ONEPASS_RETURN_IF_ERROR(fill(layers.y, p.y_dtype, p.num_rows * p.y_row_stride));
-  params.x = layers.x.data(), params.y = layers.y.data();
-  if (p.bias != nullptr) {
-    ONEPASS_RETURN_IF_ERROR(fill(layers.bias, DType::kF32, p.rows));
-    params.bias = layers.bias.as<float>();
+  const int64_t num_rows = params.num_rows;
+  ONEPASS_RETURN_IF_ERROR(
+      allocate(x_, params.norm != nullptr ? DType::kF32 : params.dtype, num_rows * params.x_row_stride));
+  ONEPASS_RETURN_IF_ERROR(allocate(y_, params.y_dtype, num_rows * params.y_row_stride));
+  params_.x = x_.data(), params_.y = y_.data();
+  if (params.bias != nullptr) {
+    ONEPASS_RETURN_IF_ERROR(allocate(bias_, DType::kF32, params.rows));
+    params_.bias = bias_.as<float>();
   }
-  if (p.norm != nullptr) {
-    ONEPASS_RETURN_IF_ERROR(fill(layers.norm, DType::kF32, p.cols));
-    ONEPASS_RETURN_IF_ERROR(fill(layers.normed, p.dtype, p.num_rows * p.cols));
-    params.norm = layers.norm.as<float>(), params.normed = layers.normed.data();
+  if (params.norm != nullptr) {
+    ONEPASS_RETURN_IF_ERROR(allocate(norm_, DType::kF32, params.cols));
+    ONEPASS_RETURN_IF_ERROR(allocate(normed_, params.dtype, num_rows * params.cols));
+    params_.norm = norm_.as<float>(), params_.normed = normed_.data();
   }
-  if (p.gated) {
-    ONEPASS_RETURN_IF_ERROR(fill(layers.products, p.dtype, p.num_rows * p.rows));
-    params.products = layers.products.data();
+  if (params.gated) {
+    ONEPASS_RETURN_IF_ERROR(allocate(products_, params.dtype, num_rows * params.rows));
+    params_.products = products_.data();
   }
-  StatusOr<CudaBuffer> flush = CudaBuffer::allocate(2 * gpu.l2_cache_bytes);
+  if (copies_ > 1 || params.weight == nullptr) {
+    ONEPASS_RETURN_IF_ERROR(allocate(weights_, params.dtype, copies_ * params.rows * params.cols));
+    if (params.weight == nullptr) params_.weight = weights_.data();
+  }
+  StatusOr<CudaBuffer> flush = CudaBuffer::allocate_zeroed(2 * gpu.l2_cache_bytes);
   if (!flush.ok()) return resource_exhausted("linear: plans are not timed: ", flush.status().message());
-  layers.flush = std::move(*flush);
-  // Twice the cache goes by before a copy's turn comes again.
-  const int64_t bytes = p.rows * p.cols * static_cast<int64_t>(size_of(p.dtype));
-  const int64_t wanted = (2 * gpu.l2_cache_bytes + bytes - 1) / bytes;
-  const int64_t copies = p.num_rows <= kFewRows ? std::clamp<int64_t>(wanted, 1, kMaxCopies) : 1;
-  for (int64_t i = 0; i < copies; ++i) {
-    if (copies > 1 || p.weight == nullptr) {
-      ONEPASS_RETURN_IF_ERROR(fill(layers.weights.emplace_back(), p.dtype, p.rows * p.cols));
-      params.weight = layers.weights.back().data();
-    }
-    layers.params.push_back(params);
-  }
+  flush_ = std::move(*flush);
   // The numbers must be there before the weights are read, which no kernel waits for.
-  ONEPASS_RETURN_IF_ERROR(stream.synchronize());
-  return layers;
+  return stream_.synchronize();
 }
 
-}  // namespace
+Status LinearTimer::run_calls(int64_t num_rows, const LinearRun& run) const {
+  CudaLinearParams params = params_;
+  params.num_rows = num_rows;
+  if (num_rows > kFewRows) return run(params, stream_.get());
+  const int64_t bytes = params.rows * params.cols * static_cast<int64_t>(size_of(params.dtype));
+  for (int call = 0; call < calls_; ++call) {
+    if (weights_.data() != nullptr) params.weight = weights_.as<std::byte>() + call % copies_ * bytes;
+    ONEPASS_RETURN_IF_ERROR(run_pause_cuda(kPauseCycles, stream_.get()));
+    ONEPASS_RETURN_IF_ERROR(run(params, stream_.get()));
+  }
+  return ok_status();
+}
 
-StatusOr<std::vector<double>> time_linear(const CudaLinearParams& params, const GpuInfo& gpu,
-                                          const std::vector<LinearRun>& runs) {
-  ONEPASS_ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::create());
-  ONEPASS_ASSIGN_OR_RETURN(const Layers layers, make_layers(params, gpu, stream));
-  ONEPASS_ASSIGN_OR_RETURN(CudaEvent before, CudaEvent::create());
-  ONEPASS_ASSIGN_OR_RETURN(CudaEvent after, CudaEvent::create());
-  const size_t copies = layers.params.size();
-  const size_t rounds = params.num_rows <= kFewRows ? (kRuns + copies - 1) / copies : 1;
-  const auto time = [&](const CudaGraph& graph) -> StatusOr<double> {
-    // Empties the cache, and keeps the GPU busy until the host has queued the rest.
-    ONEPASS_RETURN_IF_ERROR(
-        cuda_status(cudaMemsetAsync(layers.flush.data(), 0, layers.flush.size(), stream.get()), "cudaMemsetAsync"));
-    ONEPASS_RETURN_IF_ERROR(before.record(stream));
-    ONEPASS_RETURN_IF_ERROR(graph.launch(stream));
-    ONEPASS_RETURN_IF_ERROR(after.record(stream));
-    return after.seconds_since(before);
-  };
-  std::vector<std::unique_ptr<CudaGraph>> graphs(runs.size());
-  std::vector<double> best(runs.size(), HUGE_VAL);
-  Status first_error;
-  for (size_t i = 0; i < runs.size(); ++i) {
-    StatusOr<CudaGraph> graph = CudaGraph::capture(stream, [&]() -> Status {
-      for (size_t n = 0; n < rounds * copies; ++n) {
-        if (params.num_rows <= kFewRows) ONEPASS_RETURN_IF_ERROR(run_pause_cuda(kPauseCycles, stream.get()));
-        ONEPASS_RETURN_IF_ERROR(runs[i](layers.params[n % copies], stream.get()));
-      }
-      return ok_status();
-    });
-    // The first launch makes the graph ready and proves that it runs.
-    const Status status = graph.ok() ? time(*graph).status() : graph.status();
-    if (status.ok()) {
-      graphs[i] = std::make_unique<CudaGraph>(std::move(*graph));
-    } else if (first_error.ok()) {
-      first_error = status;
-    }
-  }
-  // In turns, as a GPU's clock changes.
-  for (int round = 0; round < kRounds; ++round) {
+// The first launch makes a kernel ready and proves that it runs; its time does not count.
+StatusOr<LinearTimer::Candidate> LinearTimer::make_candidate(int64_t num_rows, const LinearRun& run) const {
+  Candidate candidate;
+  ONEPASS_ASSIGN_OR_RETURN(candidate.before, CudaEvent::create());
+  ONEPASS_ASSIGN_OR_RETURN(candidate.after, CudaEvent::create());
+  // In a graph: launched one by one, kernels would be timed with the host's share.
+  ONEPASS_ASSIGN_OR_RETURN(candidate.graph, CudaGraph::capture(stream_, [&] { return run_calls(num_rows, run); }));
+  ONEPASS_RETURN_IF_ERROR(queue(candidate));
+  ONEPASS_RETURN_IF_ERROR(candidate.after.synchronize());
+  return candidate;
+}
+
+Status LinearTimer::queue(Candidate& candidate) const {
+  // Read, not written: lines to be written back would be in the way of the weights.
+  ONEPASS_RETURN_IF_ERROR(run_read_memory_cuda(flush_.data(), flush_.size(), stream_.get()));
+  ONEPASS_RETURN_IF_ERROR(candidate.before.record(stream_));
+  ONEPASS_RETURN_IF_ERROR(candidate.graph->launch(stream_));
+  return candidate.after.record(stream_);
+}
+
+StatusOr<std::vector<double>> LinearTimer::time(int64_t num_rows, std::span<const LinearRun> runs) {
+  std::vector<StatusOr<Candidate>> candidates;
+  candidates.reserve(runs.size());
+  for (const LinearRun& run : runs) candidates.push_back(make_candidate(num_rows, run));
+  const double calls = num_rows > kFewRows ? 1 : calls_;
+  std::vector<double> seconds(runs.size(), HUGE_VAL);
+  double best = HUGE_VAL;
+  int rounds = kRounds;
+  // In turns, as a GPU's clock changes; the host waits once a round.
+  for (int round = 0; round < rounds; ++round) {
+    const double limit = best * kClearlySlower;
+    const auto takes_part = [&](size_t i) { return candidates[i].ok() && (round == 0 || seconds[i] <= limit); };
+    std::vector<size_t> timed;
     for (size_t i = 0; i < runs.size(); ++i) {
-      if (graphs[i] == nullptr) continue;
-      ONEPASS_ASSIGN_OR_RETURN(const double seconds, time(*graphs[i]));
-      best[i] = std::min(best[i], seconds / static_cast<double>(rounds * copies));
+      if (!takes_part(i)) continue;
+      ONEPASS_RETURN_IF_ERROR(queue(*candidates[i]));
+      timed.push_back(i);
     }
+    for (const size_t i : timed) {
+      ONEPASS_ASSIGN_OR_RETURN(const double all, candidates[i]->after.seconds_since(candidates[i]->before));
+      seconds[i] = std::min(seconds[i], all / calls);
+      best = std::min(best, seconds[i]);
+    }
+    if (best * calls > kLongGraph) rounds = kLongRounds;
   }
-  if (!std::isfinite(*std::min_element(best.begin(), best.end()))) return first_error;
-  return best;
+  if (std::isfinite(best)) return seconds;
+  for (const StatusOr<Candidate>& candidate : candidates) ONEPASS_RETURN_IF_ERROR(candidate.status());
+  return absl::InternalError("linear: nothing to be timed");
 }
 
 }  // namespace onepass

@@ -57,11 +57,8 @@ class GpuDecoderOps final : public DecoderOps {
     if (use != LinearUse::kLinearAdd) params.norm = static_cast<const float*>(params.weight);
     if (use == LinearUse::kNormGatedLinear) set_gated(params, nullptr);
     if (use == LinearUse::kNormLogits) params.y_row_stride = row_stride;
-    for (int64_t rows = 1;; rows = CudaLinear::next_planned_num_rows(rows)) {
-      params.num_rows = rows;
-      ONEPASS_RETURN_IF_ERROR(linear_->prepare(params));
-      if (rows >= max_rows) return ok_status();
-    }
+    params.num_rows = max_rows;
+    return linear_->prepare_up_to(params);
   }
 
   Status gather_rows(const void* from, DType dtype, int64_t from_rows, const int32_t* index, int64_t rows, int64_t cols,
