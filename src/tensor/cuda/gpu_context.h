@@ -11,24 +11,20 @@
 
 namespace onepass {
 
-// Makes a GPU current while it lives.
+// Makes a GPU current in the calling thread while it lives; then what was current before is so again, be it nothing. No
+// other GPU is touched: to put another back with cudaSetDevice() would make a context there, hundreds of megabytes,
+// where there was none.
 class CurrentGpu {
  public:
-  explicit CurrentGpu(int index) : index_(index) {
-    status_ = cuda_status(cudaGetDevice(&before_), "cudaGetDevice");
-    if (status_.ok() && before_ != index_) status_ = cuda_status(cudaSetDevice(index_), "cudaSetDevice");
-  }
-  ~CurrentGpu() {
-    if (before_ >= 0 && before_ != index_) cudaSetDevice(before_);
-  }
+  explicit CurrentGpu(int index);
+  ~CurrentGpu();
   CurrentGpu(const CurrentGpu&) = delete;
   CurrentGpu& operator=(const CurrentGpu&) = delete;
 
   const Status& status() const { return status_; }
 
  private:
-  int index_;
-  int before_ = -1;
+  int device_ = -1;  // the driver's; -1: nothing to put back
   Status status_;
 };
 
