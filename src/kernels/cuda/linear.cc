@@ -222,18 +222,23 @@ Status CudaLinear::Impl::plan(const CudaLinearParams& params, std::vector<int64_
     return plans_.contains(shape_of(planned));
   });
   if (nums_of_rows.empty()) return ok_status();
-  planned.num_rows = nums_of_rows.back();
-  StatusOr<LinearTimer> timer = LinearTimer::create(planned, gpu_);
-  if (absl::IsResourceExhausted(timer.status())) {
-    log_debug(std::string(timer.status().message()));
-    is_kept_ = false;  // a guess is for this process alone
-  } else if (!timer.ok()) {
-    return timer.status();
+  // Where there is no memory to try the largest, the others are.
+  StatusOr<LinearTimer> timer;
+  size_t num_timed = nums_of_rows.size();
+  for (; num_timed > 0; --num_timed) {
+    planned.num_rows = nums_of_rows[num_timed - 1];
+    timer = LinearTimer::create(planned, gpu_);
+    if (!absl::IsResourceExhausted(timer.status())) break;
   }
-  for (const int64_t num_rows : nums_of_rows) {
-    planned.num_rows = num_rows;
+  if (num_timed < nums_of_rows.size()) {
+    log_debug(str_cat("linear: no memory to time plans from ", nums_of_rows[num_timed], " rows on"));
+    is_kept_ = false;  // a guess is for this process alone
+  }
+  if (num_timed > 0) ONEPASS_RETURN_IF_ERROR(timer.status());
+  for (size_t i = 0; i < nums_of_rows.size(); ++i) {
+    planned.num_rows = nums_of_rows[i];
     ONEPASS_ASSIGN_OR_RETURN(plans_[shape_of(planned)],
-                             fastest(planned, candidates(planned), timer.ok() ? &*timer : nullptr));
+                             fastest(planned, candidates(planned), i < num_timed ? &*timer : nullptr));
   }
   if (options_.plan_file.empty() || !is_kept_) return ok_status();
   if (const Status status = write_linear_plans(options_.plan_file, machine_, plans_); !status.ok()) {

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/cuda_kernel_test.h"
 #include "kernels/cuda/stream_linear.h"
+#include "tensor/cuda/cuda_copy.h"
 
 namespace onepass {
 namespace {
@@ -282,6 +283,46 @@ TEST_F(LinearCudaTest, KeepsItsPlans) {
     }
   }
   std::filesystem::remove(path);
+}
+
+TEST_F(LinearCudaTest, PlansAllNumbersOfRowsAtOnce) {
+  const std::string path = testing::TempDir() + "onepass_linear_test_all_plans.json";
+  std::filesystem::remove(path);
+  const Problem p = random_problem(264, 520, 100);
+  for (int round = 0; round < 2; ++round) {  // the second finds them in the file
+    const auto linear = make({.plan_file = path});
+    ASSERT_TRUE(linear.ok()) << linear.status();
+    if (round == 0) {
+      ASSERT_TRUE((*linear)->prepare_up_to(p.params).ok());
+    }
+    CudaLinearParams few = p.params;
+    for (few.num_rows = 1; few.num_rows <= p.params.num_rows; ++few.num_rows) {
+      ASSERT_NE((*linear)->describe(few), "none") << few.num_rows << " rows";
+    }
+    if (round == 0) expect_correct(p, (*linear)->run(p.params, stream_->get()));
+  }
+  std::filesystem::remove(path);
+}
+
+// Where memory is short, few rows are timed all the same; what is guessed for many is not kept.
+TEST_F(LinearCudaTest, PlansWithLittleMemory) {
+  const std::string path = testing::TempDir() + "onepass_linear_test_no_plans.json";
+  std::filesystem::remove(path);
+  const auto linear = make({.plan_file = path});
+  ASSERT_TRUE(linear.ok()) << linear.status();
+  const auto memory = cuda_memory();
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  constexpr size_t kLeft = size_t{768} << 20;  // x of 2^20 rows alone is as large
+  const auto hog = CudaBuffer::allocate(memory->free - kLeft);
+  if (!hog.ok()) GTEST_SKIP() << "another program takes memory: " << hog.status();
+  CudaLinearParams params{.x_row_stride = 384, .num_rows = 1 << 20, .rows = 64, .cols = 384, .y_row_stride = 64};
+  const Status prepared = (*linear)->prepare_up_to(params);
+  ASSERT_TRUE(prepared.ok()) << prepared;
+  for (const int64_t num_rows : {1, 100, 1 << 20}) {
+    params.num_rows = num_rows;
+    EXPECT_NE((*linear)->describe(params), "none") << num_rows << " rows";
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 TEST_F(LinearCudaTest, NamesWhatIsWrong) {

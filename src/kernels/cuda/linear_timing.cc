@@ -93,11 +93,11 @@ Status LinearTimer::run_calls(int64_t num_rows, const LinearRun& run) const {
 
 // The first launch makes a kernel ready and proves that it runs; its time does not count.
 StatusOr<LinearTimer::Candidate> LinearTimer::make_candidate(int64_t num_rows, const LinearRun& run) const {
-  Candidate candidate;
-  ONEPASS_ASSIGN_OR_RETURN(candidate.before, CudaEvent::create());
-  ONEPASS_ASSIGN_OR_RETURN(candidate.after, CudaEvent::create());
+  ONEPASS_ASSIGN_OR_RETURN(CudaEvent before, CudaEvent::create());
+  ONEPASS_ASSIGN_OR_RETURN(CudaEvent after, CudaEvent::create());
   // In a graph: launched one by one, kernels would be timed with the host's share.
-  ONEPASS_ASSIGN_OR_RETURN(candidate.graph, CudaGraph::capture(stream_, [&] { return run_calls(num_rows, run); }));
+  ONEPASS_ASSIGN_OR_RETURN(CudaGraph graph, CudaGraph::capture(stream_, [&] { return run_calls(num_rows, run); }));
+  Candidate candidate{.graph = std::move(graph), .before = std::move(before), .after = std::move(after)};
   ONEPASS_RETURN_IF_ERROR(queue(candidate));
   ONEPASS_RETURN_IF_ERROR(candidate.after.synchronize());
   return candidate;
@@ -107,7 +107,7 @@ Status LinearTimer::queue(Candidate& candidate) const {
   // Read, not written: lines to be written back would be in the way of the weights.
   ONEPASS_RETURN_IF_ERROR(run_read_memory_cuda(flush_.data(), flush_.size(), stream_.get()));
   ONEPASS_RETURN_IF_ERROR(candidate.before.record(stream_));
-  ONEPASS_RETURN_IF_ERROR(candidate.graph->launch(stream_));
+  ONEPASS_RETURN_IF_ERROR(candidate.graph.launch(stream_));
   return candidate.after.record(stream_);
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <functional>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -31,7 +30,7 @@ class LinearTimer {
   LinearTimer() = default;
   // One way, ready to be timed.
   struct Candidate {
-    std::optional<CudaGraph> graph;
+    CudaGraph graph;
     CudaEvent before, after;
   };
   Status fill(const CudaLinearParams& params, const GpuInfo& gpu);
