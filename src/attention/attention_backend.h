@@ -3,7 +3,7 @@
 // set_batch() puts everything that depends on the batch (lengths, page tables, slots) into the step's upload, at
 // addresses that follow from the numbers of requests and tokens alone, and plan() makes of it how the device shares the
 // work; run() rotates and stores the layer's new K and V and reads only that. Eager execution and the replay of a
-// captured graph are therefore the same code: a graph holds plan() and every run(), and set_batch() and the upload come
+// captured graph are therefore the same code: a graph holds the upload, plan() and every run(), and set_batch() comes
 // before its launch. Capture needs nothing but the limits stated when the backend is made.
 #pragma once
 

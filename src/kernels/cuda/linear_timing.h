@@ -36,7 +36,8 @@ class LinearTimer {
   Status fill(const CudaLinearParams& params, const GpuInfo& gpu);
   Status run_calls(int64_t num_rows, const LinearRun& run) const;
   StatusOr<Candidate> make_candidate(int64_t num_rows, const LinearRun& run) const;
-  Status queue(Candidate& candidate) const;
+  Status empty_cache(int64_t num_rows) const;
+  Status queue(int64_t num_rows, Candidate& candidate) const;
 
   CudaStream stream_;
   CudaBuffer x_, y_, bias_, norm_, normed_, products_, flush_;
