@@ -100,7 +100,7 @@ def read_targets(src):
                 aliases["onepass_" + words[0].replace("/", "_")] = words[0]
                 if "TESTS" in parts:
                     test = targets.setdefault(words[0] + " tests", Target(words[0] + " tests", folder))
-                    test.files |= {prefix + f for f in parts["TESTS"]}
+                    test.files |= {prefix + f for word in parts["TESTS"] for f in lists.get(word, [word])}
                     test.depends |= {words[0], *parts.get("TEST_DEPENDS", [])}
     for name, libraries in links:
         target = targets.get(aliases.get(name, name))
