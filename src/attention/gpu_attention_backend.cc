@@ -32,6 +32,8 @@ class GpuAttentionBackend final : public AttentionBackend {
   size_t upload_bytes() const override;
   void set_batch(const AttentionBatch& batch, StepUpload& upload) override;
   Status plan(const Stream& stream) override;
+  Status place_pages(const Stream& stream) override { return run_unpack_rows_cuda(pages_, stream.cuda); }
+  PagedDecodes decodes() const override;
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) override;
 
  private:
@@ -216,7 +218,7 @@ void GpuAttentionBackend::set_batch(const AttentionBatch& batch, StepUpload& upl
 }
 
 Status GpuAttentionBackend::plan(const Stream& stream) {
-  ONEPASS_RETURN_IF_ERROR(run_unpack_rows_cuda(pages_, stream.cuda));
+  ONEPASS_RETURN_IF_ERROR(place_pages(stream));
   for (LayerKind& kind : kinds_) {
     for (int i = 0; i < kNumParts; ++i) {
       if (parts_[i].view.num_requests == 0) continue;
@@ -227,6 +229,14 @@ Status GpuAttentionBackend::plan(const Stream& stream) {
     }
   }
   return ok_status();
+}
+
+PagedDecodes GpuAttentionBackend::decodes() const {
+  const AttentionPlanView& view = parts_[kDecodes].view;
+  return {.cache_seqlens = view.cache_seqlens,
+          .out_cache_loc = out_cache_loc_,
+          .page_table = view.page_table,
+          .page_table_stride = view.page_table_stride};
 }
 
 Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) {

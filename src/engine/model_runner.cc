@@ -145,6 +145,9 @@ Status ModelRunner::allocate_cache(const KvPoolConfig& kv) {
                                    .layers = decoder_->attention_layers(),
                                    .activation_dtype = ops_->activation_dtype()};
   ONEPASS_ASSIGN_OR_RETURN(backend_, make_attention_backend(attention, pool_, table_, stream_));
+  if (options_.layer_stack && !options_.deterministic && options_.attention == AttentionKind::kFlash) {
+    ONEPASS_ASSIGN_OR_RETURN(stack_, decoder_->make_stack(pool_, stream_));
+  }
   const size_t ids = options_.max_tokens_per_step * sizeof(int32_t) + StepUpload::kAlignment;
   const size_t rows = workspace_.limits.max_outputs * sizeof(int32_t) + StepUpload::kAlignment;
   ONEPASS_ASSIGN_OR_RETURN(
@@ -155,6 +158,7 @@ Status ModelRunner::allocate_cache(const KvPoolConfig& kv) {
 void ModelRunner::free_cache() {
   graphs_.clear();
   upload_ = StepUpload();
+  stack_.reset();
   backend_.reset();
   pool_ = KvPool();
 }
@@ -258,8 +262,11 @@ StatusOr<ModelRunner::StepInput> ModelRunner::set_inputs(const Batch& batch, std
 
 Status ModelRunner::queue_step(const StepInput& input) {
   ONEPASS_RETURN_IF_ERROR(sampler_->resolve(input.ids, input.forward.num_tokens));
-  ONEPASS_RETURN_IF_ERROR(backend_->plan(stream_));
-  ONEPASS_RETURN_IF_ERROR(decoder_->forward(input.forward, *ops_, *backend_, workspace_, stream_));
+  const bool stacked =
+      stack_ != nullptr && input.forward.outputs_are_tokens && input.forward.num_tokens <= stack_->max_rows();
+  ONEPASS_RETURN_IF_ERROR(stacked ? backend_->place_pages(stream_) : backend_->plan(stream_));
+  ONEPASS_RETURN_IF_ERROR(
+      decoder_->forward(input.forward, *ops_, *backend_, workspace_, stream_, stacked ? stack_.get() : nullptr));
   return input.forward.num_output_rows > 0 ? sampler_->sample(logits_.data(), logits_.row_stride()) : ok_status();
 }
 

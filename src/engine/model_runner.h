@@ -47,6 +47,9 @@ struct ModelRunnerOptions {
   // Steps of decodes, and of short prompts, are captured on a GPU at the start and replayed; otherwise they are padded
   // alike, so that the results are the same bits.
   bool cuda_graphs = true;
+  // Steps of few decodes go through all layers in one kernel, where the GPU has one for the model. Not with
+  // `deterministic`, nor with the reference attention.
+  bool layer_stack = true;
   double gpu_memory_fraction =
       0.9;                        // with kv_tokens 0: of a GPU's memory, for weights, KV cache and workspace together
   int max_tokens_per_step = 512;  // longer prompts are computed in chunks of this many
@@ -96,6 +99,9 @@ class ModelRunner {
   // tokens can be trusted. REQUIRES: there is one.
   StatusOr<std::vector<StatusOr<SampledToken>>> collect();
 
+  // Decodes of a step, at most, that go through all layers in one kernel; 0: none do.
+  int max_stacked_decodes() const { return stack_ == nullptr ? 0 : stack_->max_rows(); }
+
   const GraphCapture& graph_capture() const { return graph_capture_; }
 
   // What launched steps have taken of the device's time. Those in flight are not in it.
@@ -143,6 +149,7 @@ class ModelRunner {
   KvPool pool_;
   RequestTable table_;
   std::unique_ptr<AttentionBackend> backend_;
+  std::unique_ptr<LayerStack> stack_;  // null: there is none
   DecoderWorkspace workspace_;
   StepUpload upload_;
   LogitsBuffer logits_;
