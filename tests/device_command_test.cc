@@ -31,9 +31,9 @@ TEST_F(DeviceCommandTest, OptionsOfTheOtherDeviceExitWithTwo) {
   for (const std::string& command : model_commands()) {
     for (const auto& [option, device, other] :
          {std::tuple("--mem-fraction 0.5", "cuda", "cpu"), std::tuple("--mem-fraction 0.9", "cuda", "cpu"),
-          std::tuple("--disable-cuda-graph", "cuda", "cpu"), std::tuple("--plan-file auto", "cuda", "cpu"),
-          std::tuple("--plan-file x", "cuda", "cpu"), std::tuple("--isa auto", "cpu", "cuda:3"),
-          std::tuple("--isa avx2", "cpu", "cuda:0")}) {
+          std::tuple("--disable-cuda-graph", "cuda", "cpu"), std::tuple("--disable-layer-stack", "cuda", "cpu"),
+          std::tuple("--plan-file auto", "cuda", "cpu"), std::tuple("--plan-file x", "cuda", "cpu"),
+          std::tuple("--isa auto", "cpu", "cuda:3"), std::tuple("--isa avx2", "cpu", "cuda:0")}) {
       const std::string name = std::string(option).substr(0, std::string_view(option).find(' '));
       expect_error(str_cat(command, " --model /nonexistent --device ", other, " ", option),
                    str_cat(name, ": expected --device ", device, ", found ", other), 2);

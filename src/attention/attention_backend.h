@@ -72,6 +72,14 @@ struct AttentionInputs {
   DType dtype = DType::kF32;  // of all four: float32 on the CPU, float16 or bfloat16 on a GPU
 };
 
+// A step of decodes alone as it lies in the device's memory, for a kernel that attends beside its other work.
+struct PagedDecodes {
+  const int32_t* cache_seqlens = nullptr;  // [num_requests]
+  const int64_t* out_cache_loc = nullptr;  // [num_requests]
+  const int32_t* page_table = nullptr;     // [num_requests, page_table_stride]
+  int64_t page_table_stride = 0;
+};
+
 // Used by one thread at a time (the engine's).
 class AttentionBackend {
  public:
@@ -90,6 +98,11 @@ class AttentionBackend {
   // with the run() calls after it: a replay serves any batch with the same num_requests, num_tokens and max_seqlen_q
   // whose upload had the same layout. What is queued between it and the first run() does not wait for it.
   virtual Status plan(const Stream& stream) = 0;
+
+  // For a step whose layers are computed without run(): all of plan() that decodes() asks for.
+  virtual Status place_pages(const Stream&) { return ok_status(); }
+  // The present step's. Empty where kernels are given no addresses.
+  virtual PagedDecodes decodes() const { return {}; }
 
   // Normalises, rotates and stores the new Q, K and V of one layer, then attends: each token sees itself and what
   // precedes it in its request.

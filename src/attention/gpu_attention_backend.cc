@@ -33,6 +33,8 @@ class GpuAttentionBackend final : public AttentionBackend {
   size_t upload_bytes() const override;
   void set_batch(const AttentionBatch& batch, StepUpload& upload) override;
   Status plan(const Stream& stream) override;
+  Status place_pages(const Stream& stream) override { return run_unpack_rows_cuda(pages_, stream.cuda); }
+  PagedDecodes decodes() const override;
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) override;
 
  private:
@@ -240,6 +242,14 @@ Status GpuAttentionBackend::plan(const Stream& stream) {
   }
   is_joined_ = false;
   return planned_.record(side_);
+}
+
+PagedDecodes GpuAttentionBackend::decodes() const {
+  const AttentionPlanView& view = parts_[kDecodes].view;
+  return {.cache_seqlens = view.cache_seqlens,
+          .out_cache_loc = out_cache_loc_,
+          .page_table = view.page_table,
+          .page_table_stride = view.page_table_stride};
 }
 
 Status GpuAttentionBackend::run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) {

@@ -22,6 +22,7 @@ constexpr std::pair<const char*, DeviceKind> kOptionsOfOneDevice[] = {
     {"--mem-fraction", DeviceKind::kCuda},
     {"--plan-file", DeviceKind::kCuda},
     {"--disable-cuda-graph", DeviceKind::kCuda},
+    {"--disable-layer-stack", DeviceKind::kCuda},
 };
 
 // Empty where there is no home.
@@ -108,6 +109,8 @@ void EngineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--disable-cuda-graph", disable_cuda_graph_,
                "launch a GPU's kernels one by one; the tokens are the same, decoding and short prompts are slower");
+  app.add_flag("--disable-layer-stack", disable_layer_stack_,
+               "decode few sequences layer by layer too, not by a GPU's one kernel for all layers");
 }
 
 void EngineOptions::check() const {
@@ -147,6 +150,7 @@ StatusOr<ModelRunnerOptions> EngineOptions::runner_options() const {
   options.max_tokens_per_step = chunk_size_ > 0 ? chunk_size_ : default_chunk;
   options.gpu_memory_fraction = mem_fraction_;
   options.cuda_graphs = !disable_cuda_graph_;
+  options.layer_stack = !disable_layer_stack_;
   options.plan_file = plan_file_ == "auto" ? default_plan_file() : plan_file_ == "none" ? "" : plan_file_;
   return options;
 }

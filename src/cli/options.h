@@ -46,6 +46,7 @@ class EngineOptions {
   int chunk_size_ = 0;
   double mem_fraction_ = 0.9;
   bool disable_cuda_graph_ = false;
+  bool disable_layer_stack_ = false;
   std::string plan_file_ = "auto";
 };
 

@@ -106,9 +106,13 @@ StatusOr<ModelRunner::StepInput> ModelRunner::set_inputs(const Batch& batch, std
 }
 
 Status ModelRunner::queue_step(const StepInput& input) {
-  ONEPASS_RETURN_IF_ERROR(backend_->plan(stream_));  // beside what comes before the first attention
+  const bool stacked =
+      stack_ != nullptr && input.forward.outputs_are_tokens && input.forward.num_tokens <= stack_->max_rows();
+  // The plan is made beside what comes before the first attention.
+  ONEPASS_RETURN_IF_ERROR(stacked ? backend_->place_pages(stream_) : backend_->plan(stream_));
   ONEPASS_RETURN_IF_ERROR(sampler_->resolve(input.ids, input.forward.num_tokens));
-  ONEPASS_RETURN_IF_ERROR(decoder_->forward(input.forward, *ops_, *backend_, workspace_, stream_));
+  ONEPASS_RETURN_IF_ERROR(
+      decoder_->forward(input.forward, *ops_, *backend_, workspace_, stream_, stacked ? stack_.get() : nullptr));
   return input.forward.num_output_rows > 0 ? sampler_->sample(logits_.data(), logits_.row_stride()) : ok_status();
 }
 

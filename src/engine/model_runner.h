@@ -65,6 +65,9 @@ class ModelRunner {
   // tokens can be trusted. REQUIRES: there is one.
   StatusOr<std::vector<StatusOr<SampledToken>>> collect();
 
+  // Decodes of a step, at most, that go through all layers in one kernel; 0: none do.
+  int max_stacked_decodes() const { return stack_ == nullptr ? 0 : stack_->max_rows(); }
+
   const GraphCapture& graph_capture() const { return graph_capture_; }
 
   // What launched steps have taken of the device's time. Those in flight are not in it.
@@ -111,6 +114,7 @@ class ModelRunner {
   KvPool pool_;
   RequestTable table_;
   std::unique_ptr<AttentionBackend> backend_;
+  std::unique_ptr<LayerStack> stack_;  // null: there is none
   DecoderWorkspace workspace_;
   StepUpload upload_;
   LogitsBuffer logits_;

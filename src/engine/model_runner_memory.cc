@@ -88,6 +88,9 @@ Status ModelRunner::allocate_cache(const KvPoolConfig& kv) {
                                    .layers = decoder_->attention_layers(),
                                    .activation_dtype = ops_->activation_dtype()};
   ONEPASS_ASSIGN_OR_RETURN(backend_, make_attention_backend(attention, pool_, table_, stream_));
+  if (options_.layer_stack && !options_.deterministic && options_.attention == AttentionKind::kFlash) {
+    ONEPASS_ASSIGN_OR_RETURN(stack_, decoder_->make_stack(pool_, stream_));
+  }
   const size_t ids = options_.max_tokens_per_step * sizeof(int32_t) + StepUpload::kAlignment;
   const size_t rows = workspace_.limits.max_outputs * sizeof(int32_t) + StepUpload::kAlignment;
   ONEPASS_ASSIGN_OR_RETURN(
@@ -98,6 +101,7 @@ Status ModelRunner::allocate_cache(const KvPoolConfig& kv) {
 void ModelRunner::free_cache() {
   graphs_.clear();
   upload_ = StepUpload();
+  stack_.reset();
   backend_.reset();
   pool_ = KvPool();
 }

@@ -34,6 +34,9 @@ struct ModelRunnerOptions {
   // Steps of decodes, and of short prompts, are captured on a GPU at the start and replayed; otherwise they are padded
   // alike, so that the results are the same bits.
   bool cuda_graphs = true;
+  // Steps of few decodes go through all layers in one kernel, where the GPU has one for the model. Not with
+  // `deterministic`, nor with the reference attention.
+  bool layer_stack = true;
   // Of a GPU's memory, for weights, workspace and KV cache together, beside what other programs hold. With kv_tokens
   // given, what does not keep to it is refused.
   double gpu_memory_fraction = 0.9;

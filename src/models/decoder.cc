@@ -52,7 +52,7 @@ Status Decoder::prepare(DecoderOps& ops, const DecoderWorkspace::Limits& limits,
 }
 
 Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend,
-                        DecoderWorkspace& workspace, const Stream& stream) const {
+                        DecoderWorkspace& workspace, const Stream& stream, LayerStack* stack) const {
   ONEPASS_CHECK_LE(input.num_tokens, workspace.limits.max_tokens);
   ONEPASS_CHECK_LE(input.num_output_rows, workspace.limits.max_outputs);
   Step step{.input = input,
@@ -64,13 +64,21 @@ Status Decoder::forward(const ForwardInput& input, DecoderOps& ops, AttentionBac
             .hidden = workspace.hidden.as<float>(),
             .attention = workspace.attention.data()};
   ONEPASS_RETURN_IF_ERROR(ops.embedding(weights_.embedding, input.input_ids, input.num_tokens, step.hidden));
-  for (int index = 0; index < config_.num_layers; ++index) {
+  if (stack != nullptr) {
+    ONEPASS_RETURN_IF_ERROR(stack->run(step.num_rows, step.hidden, backend, stream));
+  }
+  for (int index = 0; index < config_.num_layers && stack == nullptr; ++index) {
     ONEPASS_RETURN_IF_ERROR(attention_block(index, step));
     if (step.num_rows == 0) return ok_status();  // no logits are wanted: K and V are stored
     ONEPASS_RETURN_IF_ERROR(mlp_block(weights_.layers[index], step));
   }
   return ops.norm_logits(step.normed(weights_.final_norm, config_.rms_norm_eps), weights_.lm_head, input.logits,
                          input.logits_row_stride);
+}
+
+StatusOr<std::unique_ptr<LayerStack>> Decoder::make_stack(KvPool& pool, const Stream& stream) const {
+  return make_layer_stack({.config = config_, .weights = weights_, .attention = attention_layers_, .pool = pool},
+                          stream);
 }
 
 // hidden += o(attention(qkv(norm(hidden)))); the rotary embedding and the norm of Q and K are the backend's.

@@ -11,6 +11,7 @@
 #include "attention/attention_backend.h"
 #include "models/decoder_ops.h"
 #include "models/decoder_weights.h"
+#include "models/layer_stack.h"
 #include "models/model_config.h"
 
 namespace onepass {
@@ -73,10 +74,14 @@ class Decoder {
   // Lets the operators choose how to compute each layer for steps within the limits, so that no step has to.
   Status prepare(DecoderOps& ops, const DecoderWorkspace::Limits& limits, int64_t logits_row_stride) const;
 
-  // One step: row i of the logits are those after token output_rows[i]. `backend` has planned the same step. On a GPU
-  // the work is queued. REQUIRES: the workspace's limits hold.
+  // The kernel for all layers of steps of few decodes; null where there is none.
+  StatusOr<std::unique_ptr<LayerStack>> make_stack(KvPool& pool, const Stream& stream) const;
+
+  // One step: row i of the logits are those after token output_rows[i]. `backend` has planned the same step, or, with a
+  // stack, placed its pages. On a GPU the work is queued. REQUIRES: the workspace's limits hold; a stack is for
+  // outputs_are_tokens, one token of each request, and no more than its rows.
   Status forward(const ForwardInput& input, DecoderOps& ops, AttentionBackend& backend, DecoderWorkspace& workspace,
-                 const Stream& stream) const;
+                 const Stream& stream, LayerStack* stack = nullptr) const;
 
  private:
   struct Step;  // one call of forward

@@ -10,19 +10,12 @@
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rms_norm.cuh"
+#include "kernels/cuda/rotation.cuh"
 
 namespace onepass {
 namespace {
 
 constexpr int kThreads = 256;
-
-// cos and sin of position * frequency. The angle is reduced in double, as float32 loses the position at 100k tokens.
-__device__ inline float2 rotation(int position, double inv_freq, float factor) {
-  const double turns = position * (inv_freq * 0.15915494309189535);
-  float sine, cosine;
-  sincospif(2.0f * static_cast<float>(turns - rint(turns)), &sine, &cosine);
-  return {cosine * factor, sine * factor};
-}
 
 __device__ inline void fill_angles(const RopeStoreKvParams& p, int position, float2* angles) {
   for (int i = threadIdx.x; i < p.rotary_dim / 2; i += kThreads) {
