@@ -13,7 +13,6 @@ __device__ __forceinline__ void work(const RunArgs& args, const Place& place, co
   constexpr bool kBoxes = R::kBoxes;
   auto& shared = *reinterpret_cast<typename State::Shared*>(shared_bytes);
   const uint32_t full = shared_address(shared.full[R::team()]);
-  if (kBoxes) R::init_my_barriers(full, /*again=*/false);
   const int row_begin = threadIdx.x / 32 % R::kTeamWarps * kColumnTiles * 8;  // of this warp
 
   // The plan and the page table are read before the kernels that may write them are known to be over. What they say is
@@ -21,19 +20,19 @@ __device__ __forceinline__ void work(const RunArgs& args, const Place& place, co
   // over when this kernel may begin. Then they are read again and, if they have changed, so are the first chunks.
   // What is to be done between the wait and the first copies is worked out before.
   Opening<R> opening(first);
+  if (args.total_kv_rows > 0) opening.look_up_pages(args, place, /*hinted=*/true);
+  if (opening.sound) opening.prefetch_keys(args, place);  // before all else: it has the longest way
+  if (opening.sound) opening.prefetch_q(args, place);
+  if (kBoxes) R::init_my_barriers(full, /*again=*/false);
   Loader<R> loader(args, place, opening);
   State state;
-  const auto open = [&](bool hinted) {
-    opening.look_up_pages(args, place, hinted);
+  const auto begin = [&] {
     state.find_q(args, opening.item, opening.item.head_kv + place.head, row_begin);
     state.begin(args, opening.item, row_begin);
     loader.restart();
   };
-  if (args.total_kv_rows > 0) open(/*hinted=*/true);
-  if (opening.sound) {
-    opening.prefetch(args, place);
-    loader.prepare();
-  }
+  if (args.total_kv_rows > 0) begin();
+  if (opening.sound) loader.prepare();
   const uint32_t ring = shared_address(shared.ring[R::team()]);
   const bool expects = kBoxes && opening.sound && loader.expect_prepared(full);
   SecondReading<R> second(place, opening);
@@ -41,7 +40,8 @@ __device__ __forceinline__ void work(const RunArgs& args, const Place& place, co
   bool up_to_date = !opening.sound;
   if (up_to_date) {
     opening.template read<R::kTeamWarps>(place);
-    open(/*hinted=*/false);
+    opening.look_up_pages(args, place, /*hinted=*/false);
+    begin();
   } else {
     second.read(opening);
   }
@@ -65,7 +65,8 @@ __device__ __forceinline__ void work(const RunArgs& args, const Place& place, co
         wait_for_copies<0>();
       }
       opening.template read<R::kTeamWarps>(place);
-      open(/*hinted=*/false);
+      opening.look_up_pages(args, place, /*hinted=*/false);
+      begin();
       load_q();
       i = 0;
       continue;

@@ -130,18 +130,23 @@ class Loader {
 
   __device__ __forceinline__ void copy_prepared(uint32_t ring, uint32_t full) {
     prepared_ = false;
-    if (lane_ != 0 || !copies_boxes()) return;
+    if (lane_ == 0 && copies_boxes()) {
 #pragma unroll
-    for (int unit = 0; unit < R::kUnitsOfChunk; ++unit) {
-      copy_boxes(unit, ring + unit * R::kUnitBytes, R::my_barrier(full, unit));
+      for (int unit = 0; unit < R::kUnitsOfChunk; ++unit) {
+        copy_boxes(unit, ring + unit * R::kUnitBytes, R::my_barrier(full, unit));
+      }
     }
+    look_ahead();
   }
 
   // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`: as one group of copies or, with
   // boxes, so that this warp's barrier `full` of the unit tells when it has come. False: there is no chunk any more.
   __device__ __forceinline__ bool issue(int part, uint32_t unit, uint32_t full) {
-    if (part == 0 && !prepared_) advance();
-    prepared_ = false;
+    if (part == 0) {
+      if (!prepared_) advance();
+      prepared_ = false;
+      if (!done_) look_ahead();
+    }
     const bool is_k = part < R::kUnitsOfRow;
     const int first_dim = (is_k ? part : part - R::kUnitsOfRow) * R::kUnitDims;
     if constexpr (R::kBoxes) {
@@ -222,11 +227,15 @@ class Loader {
       k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
       v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     }
-    // The next chunk's page is asked for now, a chunk's time before it is used.
-    const int key_ahead = key + R::kTeams * R::kChunkKeys;
+  }
+
+  // The next chunk's page is asked for now, a chunk's time before it is used. Not before the wait, as nothing checks
+  // it.
+  __device__ __forceinline__ void look_ahead() {
+    const int key = first_key_ + (rows_scattered_ ? lane_ % R::kChunkKeys : 0) + R::kTeams * R::kChunkKeys;
     if (args_.page_table != nullptr && chunks_asked_ >= First::kChunks && chunk_ + R::kTeams < chunk_end_ &&
-        key_ahead < hi_) {
-      page_ahead_ = pages_[divide(key_ahead, args_.page_size)];
+        key < hi_) {
+      page_ahead_ = pages_[divide(key, args_.page_size)];
     }
   }
 

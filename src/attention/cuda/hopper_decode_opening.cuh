@@ -39,9 +39,9 @@ struct Place {
   }
 };
 
-// What the plan says to a worker at first. A warp reads it with one load, a word a lane: all warps of all blocks read
-// the same few lines at the same time, each load is served by itself, and with six of them, 16 bytes for all lanes
-// each, the second reading took 1.4 us.
+// What the plan says to a worker at first. A warp reads it with one load, a word a lane: all warps of all blocks ask
+// for the same few lines at the same time. (Six loads, 16 bytes for all lanes each: 5.37 us at 1 x 1,024 instead
+// of 5.06.)
 struct FirstItem {
   static constexpr int kItemWords = sizeof(Item) / 4;
   static constexpr int kWords = kItemWords + 3;  // num_items, next_item and blocks behind the item
@@ -131,24 +131,11 @@ struct Opening : FirstItem {
     return key >= item.some_lo && key < item.some_hi ? key : -1;
   }
 
-  // Whether all heads are abreast and their rows make one stretch of memory, which their blocks can share out by keys.
-  static __device__ __forceinline__ bool rows_adjoin(int64_t row_stride, int64_t head_stride, const Divisor& heads) {
-    return head_stride == R::kHeadDim && row_stride == R::kHeadDim * static_cast<int64_t>(heads.value) &&
-           R::kChunkKeys % heads.value == 0;
-  }
-
   // Asks for each team's first chunk to be brought into the L2 cache, while the kernels before this one still run: 8 MB
   // on all SMs, what DRAM reads in the 3 us until then. (The whole ring, 25 MB, takes longer to ask for and to read,
   // and what is asked for afterwards waits behind it: 48.6 us instead of 47.1 at 32 x 1,024.)
-  __device__ __forceinline__ void prefetch(const RunArgs& args, const Place& place) const {
+  __device__ __forceinline__ void prefetch_keys(const RunArgs& args, const Place& place) const {
     const int head = item.head_kv + place.head;
-    const int group = args.group.value;
-    if (threadIdx.x < item.seqlen_q * group) {
-      const int token = divide(threadIdx.x, args.group);
-      prefetch_to_l2(args.q + (item.q_begin + token) * args.q_row_stride +
-                         (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
-                     2 * R::kQueryDim);
-    }
     const int chunk = item.block_begin * R::kChunksOfBlock + R::team(), first = chunk * R::kChunkKeys;
     if (chunk >= item.block_end * R::kChunksOfBlock) return;
     const bool scattered = args.page_table != nullptr && args.page_size.value % R::kChunkKeys != 0;
@@ -156,12 +143,11 @@ struct Opening : FirstItem {
                takes_v = all || threadIdx.x % 32 >= 16;
     // Requests are issued one lane after the other, ten instructions each. So where it can be, a team asks once for K
     // and once for V, for all heads abreast and this head's share of the keys, and not once a key.
-    const bool shared_out = !scattered && rows_adjoin(args.k_row_stride, args.k_head_stride, args.heads_abreast) &&
-                            rows_adjoin(args.v_row_stride, args.v_head_stride, args.heads_abreast);
+    const int share = divide(R::kChunkKeys, args.heads_abreast);
+    const bool shared_out = !scattered && args.rows_adjoin && share * args.heads_abreast.value == R::kChunkKeys;
     int lo = first + threadIdx.x % R::kChunkKeys, hi = lo + 1;
     if (shared_out) {
       if (threadIdx.x % R::kChunkKeys != 0) return;
-      const int share = divide(R::kChunkKeys, args.heads_abreast);
       lo = first + place.head * share;
       hi = lo + share;
     }
@@ -183,6 +169,15 @@ struct Opening : FirstItem {
       prefetch_to_l2(
           args.v + page * args.v_page_stride + slot * args.v_row_stride + prefetched_head * args.v_head_stride, bytes);
     }
+  }
+
+  __device__ __forceinline__ void prefetch_q(const RunArgs& args, const Place& place) const {
+    const int head = item.head_kv + place.head, group = args.group.value;
+    if (threadIdx.x >= item.seqlen_q * group) return;
+    const int token = divide(threadIdx.x, args.group);
+    prefetch_to_l2(args.q + (item.q_begin + token) * args.q_row_stride +
+                       (head * group + static_cast<int>(threadIdx.x) - token * group) * args.q_head_stride,
+                   2 * R::kQueryDim);
   }
 };
 
