@@ -162,6 +162,9 @@ RunArgs make_args(const AttentionParams& params, int head_dim, const Layout& lay
   args.out_head_stride = params.out_head_stride;
   args.page_table_stride = params.page_table_stride;
   args.total_kv_rows = params.total_kv_rows;
+  const int64_t all_heads = int64_t{layout.heads_abreast} * head_dim;
+  args.rows_adjoin = params.k_head_stride == head_dim && params.k_row_stride == all_heads &&
+                     params.v_head_stride == head_dim && params.v_row_stride == all_heads;
   args.page_size = hopper_decode::make_divisor(params.page_table != nullptr ? params.page_size : 1);
   args.out_is_float = params.out_dtype == DType::kF32;
   args.batch = params.batch;

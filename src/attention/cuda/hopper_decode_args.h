@@ -53,6 +53,7 @@ struct RunArgs {
   int64_t out_row_stride, out_head_stride;
   int64_t page_table_stride;
   int64_t total_kv_rows;
+  bool rows_adjoin;  // K's and V's rows of all heads make one stretch of memory, and all heads are abreast
   Divisor page_size;
   bool out_is_float;
   int32_t batch;

@@ -114,25 +114,46 @@ class Loader {
     return prepared_ || (chunks_asked_ < First::kChunks && chunk_ + R::kTeams < chunk_end_);
   }
 
+  // With boxes: what prepare() has found is copied in two steps, of which the second alone, ten instructions a box, has
+  // to come after the wait. The first has the units' barriers expect the chunk; false: there is none.
+  __device__ __forceinline__ bool expect_prepared(uint32_t full) {
+    if (!prepared_) return false;
+#pragma unroll
+    for (int unit = 0; unit < R::kUnitsOfChunk; ++unit) {
+      if (lane_ == 0 && copies_boxes()) hopper::barrier_arrive_expect(R::my_barrier(full, unit), R::kUnitBytes);
+      if (lane_ == 0 && !copies_boxes()) hopper::barrier_arrive(R::my_barrier(full, unit));
+    }
+    keep_here(box_row_);
+    keep_here(box_page_);
+    return true;
+  }
+
+  __device__ __forceinline__ void copy_prepared(uint32_t ring, uint32_t full) {
+    prepared_ = false;
+    if (lane_ == 0 && copies_boxes()) {
+#pragma unroll
+      for (int unit = 0; unit < R::kUnitsOfChunk; ++unit) {
+        copy_boxes(unit, ring + unit * R::kUnitBytes, R::my_barrier(full, unit));
+      }
+    }
+    look_ahead();
+  }
+
   // Copies part `part` of the next chunk (the units of K, then those of V) to `unit`: as one group of copies or, with
   // boxes, so that this warp's barrier `full` of the unit tells when it has come. False: there is no chunk any more.
   __device__ __forceinline__ bool issue(int part, uint32_t unit, uint32_t full) {
-    if (part == 0 && !prepared_) advance();
-    prepared_ = false;
+    if (part == 0) {
+      if (!prepared_) advance();
+      prepared_ = false;
+      if (!done_) look_ahead();
+    }
     const bool is_k = part < R::kUnitsOfRow;
     const int first_dim = (is_k ? part : part - R::kUnitsOfRow) * R::kUnitDims;
     if constexpr (R::kBoxes) {
       if (!done_ && lane_ == 0) {
-        // What is read once may go first: 46.0 us instead of 47.7 at 32 x 1,024. But of two heads that share 256 bytes,
-        // what the L2 cache fetches at once, the second must still find its own (2,801 GB/s instead of 2,768).
-        constexpr uint64_t kPolicy = R::kHeadDim < 128 ? hopper::kEvictNormal : hopper::kEvictFirst;
-        if (active_ && first_row_ == 0) {
+        if (copies_boxes()) {
           hopper::barrier_arrive_expect(full, R::kUnitBytes);
-#pragma unroll
-          for (int panel = 0; panel < R::kUnitDims / 64; ++panel) {
-            hopper::copy_box_4d(unit + panel * R::kPanelBytes, is_k ? &maps_->k : &maps_->v, first_dim + panel * 64,
-                                head_kv_, box_row_, box_page_, full, kPolicy);
-          }
+          copy_boxes(part, unit, full);
         } else {
           hopper::barrier_arrive(full);
         }
@@ -148,6 +169,22 @@ class Loader {
   }
 
  private:
+  // Whether the chunk has keys and this is the warp that copies for its team.
+  __device__ __forceinline__ bool copies_boxes() const { return active_ && first_row_ == 0; }
+
+  // What is read once may go first: 46.0 us instead of 47.7 at 32 x 1,024. But of two heads that share 256 bytes, what
+  // the L2 cache fetches at once, the second must still find its own (2,801 GB/s instead of 2,768).
+  __device__ __forceinline__ void copy_boxes(int part, uint32_t unit, uint32_t full) const {
+    constexpr uint64_t kPolicy = R::kHeadDim < 128 ? hopper::kEvictNormal : hopper::kEvictFirst;
+    const bool is_k = part < R::kUnitsOfRow;
+    const int first_dim = (is_k ? part : part - R::kUnitsOfRow) * R::kUnitDims;
+#pragma unroll
+    for (int panel = 0; panel < R::kUnitDims / 64; ++panel) {
+      hopper::copy_box_4d(unit + panel * R::kPanelBytes, is_k ? &maps_->k : &maps_->v, first_dim + panel * 64, head_kv_,
+                          box_row_, box_page_, full, kPolicy);
+    }
+  }
+
   __device__ __forceinline__ void advance() {
     if (done_) return;
     chunk_ += R::kTeams;
@@ -190,11 +227,15 @@ class Loader {
       k_offset_ = needed ? page * args_.k_page_stride + slot * args_.k_row_stride + k_head_ : 0;
       v_offset_ = needed ? page * args_.v_page_stride + slot * args_.v_row_stride + v_head_ : 0;
     }
-    // The next chunk's page is asked for now, a chunk's time before it is used.
-    const int key_ahead = key + R::kTeams * R::kChunkKeys;
+  }
+
+  // The next chunk's page is asked for now, a chunk's time before it is used. Not before the wait, as nothing checks
+  // it.
+  __device__ __forceinline__ void look_ahead() {
+    const int key = first_key_ + (rows_scattered_ ? lane_ % R::kChunkKeys : 0) + R::kTeams * R::kChunkKeys;
     if (args_.page_table != nullptr && chunks_asked_ >= First::kChunks && chunk_ + R::kTeams < chunk_end_ &&
-        key_ahead < hi_) {
-      page_ahead_ = pages_[divide(key_ahead, args_.page_size)];
+        key < hi_) {
+      page_ahead_ = pages_[divide(key, args_.page_size)];
     }
   }
 

@@ -32,8 +32,11 @@ __device__ __forceinline__ void prefetch_to_l2(const void* global, uint32_t byte
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
-// Has `x` computed before whatever volatile instruction follows.
+// Has `x` computed before whatever volatile instruction follows, and what follows from it not before.
 __device__ __forceinline__ void keep_here(int64_t& x) { asm volatile("" : "+l"(x)); }
+__device__ __forceinline__ void keep_here(const int*& x) { asm volatile("" : "+l"(x)); }
+__device__ __forceinline__ void keep_here(float& x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void keep_here(int& x) { asm volatile("" : "+r"(x)); }
 
 // The transpose of an 8x8 matrix of 16-bit numbers that lies across the warp's registers.
 __device__ __forceinline__ uint32_t transpose(uint32_t matrix) {
@@ -76,15 +79,6 @@ __device__ __forceinline__ void store_relaxed(float2* address, float2 x) {
 __device__ __forceinline__ int load_relaxed(const int* address) {
   int x;
   asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
-  return x;
-}
-
-__device__ __forceinline__ int4 load_relaxed(const int4* address) {
-  int4 x;
-  asm volatile("ld.relaxed.gpu.global.v4.s32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(address)
-               : "memory");
   return x;
 }
 
