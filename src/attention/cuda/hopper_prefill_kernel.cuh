@@ -53,6 +53,8 @@ struct PrefillConfig {
   static_assert(kPanelsV % kOutputPanels == 0);
   static constexpr bool kPaired = false;
   static constexpr bool kGather = false;
+  static constexpr int kGatherWarps = 0;
+  static constexpr bool kGatherGroup = false;
   static constexpr bool kSoftcap = false;
 };
 
@@ -60,8 +62,14 @@ struct PrefillConfig {
 template <typename Config>
 struct Gathering : Config {
   static constexpr bool kGather = true;
-  static constexpr int kProducerRegisters = Config::kHeadDim == 256 ? 40 : 56;
-  static constexpr int kConsumerRegisters = Config::kHeadDim == 256 ? 232 : 224;
+  // Each copy by a thread holds up the consumers' warps of its scheduler, some 11 cycles, so they are dealt out evenly to
+  // all four schedulers: the warps that gather are a warpgroup of their own. Not where the consumers need its registers.
+  static constexpr bool kGatherGroup = Config::kHeadDim < 256;
+  static constexpr int kGatherWarps = kGatherGroup ? 4 : 3;
+  static constexpr int kThreads = Config::kThreads + (kGatherGroup ? 128 : 0);
+  static constexpr int kGatherRegisters = 40;
+  static constexpr int kProducerRegisters = kGatherGroup ? 24 : 40;
+  static constexpr int kConsumerRegisters = kGatherGroup ? 224 : 232;
 };
 
 // The same by pairs of thread blocks, clusters of two, for long requests: a tile has twice as many rows, and each of
