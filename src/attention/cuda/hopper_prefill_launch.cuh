@@ -104,6 +104,7 @@ constexpr PrefillKernel make_prefill_kernel(int longest = 0, int shortest = 0) {
           .paired = Config::kPaired,
           .shortest = shortest,
           .longest = longest,
+          .smallest_page = Config::kSmallestPage,
           .gathers = Config::kGather,
           .launch = launch_prefill<Config>,
           .launch_softcap = launch_prefill<WithSoftcap<Config>>};
