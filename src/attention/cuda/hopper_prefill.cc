@@ -15,12 +15,11 @@ namespace {
 
 using hopper::PrefillKernel;
 
-// Boxes of fewer rows would be so many that the copy engine falls behind.
-constexpr int kSmallestBox = 8;
-
-// Whether rows are gathered one by one: from pages that are small, or that blocks of keys cannot be cut into.
-bool gathers(const AttentionParams& p) {
-  return p.page_table != nullptr && (p.page_size < kSmallestBox || !std::has_single_bit(unsigned(p.page_size)));
+// Whether the kernel's copies are good for the problem's pages: boxes are not for pages that are small, or that blocks
+// of keys cannot be cut into.
+bool takes_pages(const PrefillKernel& kernel, const AttentionParams& p) {
+  if (p.page_table == nullptr) return !kernel.gathers;
+  return kernel.gathers || (p.page_size >= kernel.smallest_page && std::has_single_bit(unsigned(p.page_size)));
 }
 
 // 16-byte pieces of K or V, up to the end of the last page; their numbers are of 32 bits.
@@ -34,7 +33,7 @@ const PrefillKernel* find_kernel(const AttentionParams& p) {
        p.q_dtype == DType::kBF16 ? hopper::prefill_kernels_bf16() : hopper::prefill_kernels_fp16()) {
     if (kernel.head_dim != p.head_dim || kernel.head_dim_v != p.head_dim_v) continue;
     if (kernel.longest > 0 && p.max_seqlen_q > kernel.longest) continue;
-    if (kernel.gathers != gathers(p)) continue;
+    if (!takes_pages(kernel, p)) continue;
     if (kernel.paired && !p.causal) continue;
     if (p.total_q < int64_t{kernel.shortest} * p.batch) continue;
     return &kernel;
@@ -66,17 +65,18 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
     return unimplemented("hopper-prefill: q_descale, k_descale and v_descale: expected none");
   }
   if (p.total_kv_rows <= 0) return unimplemented("hopper-prefill: total_kv_rows: expected to know it, found 0");
-  if (gathers(p) && std::max(pieces(p, p.k_page_stride), pieces(p, p.v_page_stride)) >= int64_t{1} << 32) {
+  const PrefillKernel* kernel = find_kernel(p);
+  if (kernel == nullptr) {
+    return unimplemented("hopper-prefill: head_dim and head_dim_v: expected 64, 128, 192 and 128, or 256, found ",
+                         p.head_dim, " and ", p.head_dim_v);
+  }
+  if (kernel->gathers && std::max(pieces(p, p.k_page_stride), pieces(p, p.v_page_stride)) >= int64_t{1} << 32) {
     return unimplemented("hopper-prefill: total_kv_rows: expected K and V of less than 64 GiB each where page_size is ",
                          p.page_size, ", found ", p.total_kv_rows, " rows");
   }
-  if (gathers(p) && int64_t{p.batch} * p.page_table_stride >= int64_t{1} << 32) {
+  if (kernel->gathers && int64_t{p.batch} * p.page_table_stride >= int64_t{1} << 32) {
     return unimplemented("hopper-prefill: page_table: expected fewer than 2^32 entries where page_size is ",
                          p.page_size, ", found ", p.batch, " rows of ", p.page_table_stride);
-  }
-  if (find_kernel(p) == nullptr) {
-    return unimplemented("hopper-prefill: head_dim and head_dim_v: expected 64, 128, 192 and 128, or 256, found ",
-                         p.head_dim, " and ", p.head_dim_v);
   }
   return ok_status();
 }
@@ -217,7 +217,7 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
     const int box[] = {64, 1, 16};
     ONEPASS_ASSIGN_OR_RETURN(maps.out, make_tensor_map(p.out, p.out_dtype, sizes, strides, box));
   }
-  if (!gathers(p)) {
+  if (!kernel.gathers) {
     ONEPASS_ASSIGN_OR_RETURN(
         maps.k, key_value_map(p, p.k, p.head_dim, p.k_page_stride, p.k_row_stride, p.k_head_stride, box_rows));
     ONEPASS_ASSIGN_OR_RETURN(

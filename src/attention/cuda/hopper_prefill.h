@@ -64,12 +64,13 @@ struct PrefillMaps {
 struct PrefillKernel {
   int head_dim = 0;
   int head_dim_v = 0;
-  int rows = 0;          // of a tile
-  int keys = 0;          // of a block; a page of more keys is a multiple of it, one of less a divisor, unless it
-  bool paired = false;   // causal only: thread blocks share K and V in pairs, each bringing half of a block to both
-  int shortest = 0;      // query tokens that requests have on average, at least; 0: any
-  int longest = 0;       // query tokens of the longest request that it is for; 0: any
-  bool gathers = false;  // rows, from pages of any size
+  int rows = 0;           // of a tile
+  int keys = 0;           // of a block; a page of more keys is a multiple of it, one of less a divisor, unless it
+  bool paired = false;    // causal only: thread blocks share K and V in pairs, each bringing half of a block to both
+  int shortest = 0;       // query tokens that requests have on average, at least; 0: any
+  int longest = 0;        // query tokens of the longest request that it is for; 0: any
+  int smallest_page = 8;  // rows of a page, at least, which are a power of two
+  bool gathers = false;   // rows, from pages of any size
   using Launch = cudaError_t (*)(const PrefillArgs& args, const PrefillMaps& maps, int blocks, CUstream_st* stream);
   Launch launch = nullptr;
   Launch launch_softcap = nullptr;

@@ -8,16 +8,13 @@
 
 namespace onepass::hopper {
 
-// All producers but the scheduler.
-constexpr int kGatherWarps = 3;
-
 // Copies K and V row by row into the layout that a tensor map makes. Each thread's copies arrive at the block's barrier
 // by themselves when they have landed, so no warp waits for memory, only for room. What copies of threads have written
 // is not what the tensor cores read until somebody has fenced: the consumers do, behind their wait.
 template <typename Config>
 class PrefillGatherer {
   static constexpr int kKeys = Config::kKeys;
-  static constexpr int kWarps = kGatherWarps;
+  static constexpr int kWarps = Config::kGatherWarps;
   static constexpr int kGroups = kKeys / 32;  // of rows, each copied by one warp
   static_assert(kGroups <= 2 * kWarps);
   static constexpr int kAbreast = 4;  // copies of a lane whose addresses are made first

@@ -29,6 +29,9 @@ struct PrefillConfig {
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = ((kConsumers + 1) * kRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static constexpr int kTileSlots = 3;
+  // A warp brings a box every 70 cycles. At head dimension 128 a block of K or V in pages of 8 is 32 boxes, which take
+  // as long as the products.
+  static constexpr int kSmallestPage = kHeadDim == 128 ? 16 : 8;
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
   static constexpr bool kOverlapValues = kHeadDim == 128;
   static constexpr int kPanels = kHeadDim / 64;
@@ -53,6 +56,8 @@ struct PrefillConfig {
   static_assert(kPanelsV % kOutputPanels == 0);
   static constexpr bool kPaired = false;
   static constexpr bool kGather = false;
+  static constexpr int kGatherWarps = 0;
+  static constexpr bool kGatherGroup = false;
   static constexpr bool kSoftcap = false;
 };
 
@@ -60,8 +65,15 @@ struct PrefillConfig {
 template <typename Config>
 struct Gathering : Config {
   static constexpr bool kGather = true;
-  static constexpr int kProducerRegisters = Config::kHeadDim == 256 ? 40 : 56;
-  static constexpr int kConsumerRegisters = Config::kHeadDim == 256 ? 232 : 224;
+  // Each copy by a thread holds up the consumers' warps of its scheduler, some 11 cycles, so they are dealt out evenly
+  // to all four schedulers: the warps that gather are a warpgroup of their own. Not where the consumers need its
+  // registers.
+  static constexpr bool kGatherGroup = Config::kHeadDim < 256;
+  static constexpr int kGatherWarps = kGatherGroup ? 4 : 3;
+  static constexpr int kThreads = Config::kThreads + (kGatherGroup ? 128 : 0);
+  static constexpr int kGatherRegisters = 40;
+  static constexpr int kProducerRegisters = kGatherGroup ? 24 : 40;
+  static constexpr int kConsumerRegisters = kGatherGroup ? 224 : 232;
 };
 
 // The same by pairs of thread blocks, clusters of two, for long requests: a tile has twice as many rows, and each of
@@ -70,6 +82,7 @@ template <typename Config>
 struct Paired : Config {
   static constexpr bool kPaired = true;
   static constexpr int kRows = 2 * Config::kRows;
+  static constexpr int kSmallestPage = 8;
   static_assert(Config::kConsumers == 2);
 };
 

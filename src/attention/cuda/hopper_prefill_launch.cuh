@@ -25,19 +25,19 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       }
     }
     for (int i = 0; i < Config::kKeyStages; ++i) {
-      barrier_init(shared.key_full(i), Config::kGather ? 32 * kGatherWarps : 1);
+      barrier_init(shared.key_full(i), Config::kGather ? 32 * Config::kGatherWarps : 1);
       barrier_init(shared.key_empty(i), kWarps);
       barrier_init(shared.other_key_empty(i), 1);
     }
     for (int i = 0; i < Config::kValueStages; ++i) {
-      barrier_init(shared.value_full(i), Config::kGather ? 32 * kGatherWarps : 1);
+      barrier_init(shared.value_full(i), Config::kGather ? 32 * Config::kGatherWarps : 1);
       barrier_init(shared.value_empty(i), kWarps);
       barrier_init(shared.other_value_empty(i), 1);
       barrier_init(shared.value_raw(i), 1);
     }
     for (int i = 0; i < Config::kTileSlots; ++i) {
       barrier_init(shared.tile_full(i), Config::kConsumers);  // each part's writer arrives
-      barrier_init(shared.tile_empty(i), kWarps + (Config::kGather ? kGatherWarps : 2));
+      barrier_init(shared.tile_empty(i), kWarps + (Config::kGather ? Config::kGatherWarps : 2));
       barrier_init(shared.other_tile_empty(i), 1);
       barrier_init(shared.tile_sent(i), Config::kConsumers);
     }
@@ -54,15 +54,18 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
     if (threadIdx.x < 32) {
       PrefillScheduler<Config>(args, maps, shared).run();
     } else if constexpr (Config::kGather) {
-      PrefillGatherer<Config>(args, shared, threadIdx.x / 32 - 1).run();
+      if constexpr (!Config::kGatherGroup) PrefillGatherer<Config>(args, shared, threadIdx.x / 32 - 1).run();
     } else if (threadIdx.x < 64) {
       PrefillProducer<Config, false>(args, &maps.k, shared).run();
     } else if (threadIdx.x < 96) {
       PrefillProducer<Config, true>(args, &maps.v, shared).run();
     }
-  } else {
+  } else if (!Config::kGatherGroup || threadIdx.x < 128 * (1 + Config::kConsumers)) {
     take_registers<Config::kConsumerRegisters>();
     PrefillConsumer<Config>(args, maps, shared).run();
+  } else if constexpr (Config::kGatherGroup) {
+    give_registers<Config::kGatherRegisters>();
+    PrefillGatherer<Config>(args, shared, threadIdx.x / 32 - 4 * (1 + Config::kConsumers)).run();
   }
   if constexpr (Config::kPaired) {
     // Neither may end while the other still writes to its shared memory.
@@ -101,6 +104,7 @@ constexpr PrefillKernel make_prefill_kernel(int longest = 0, int shortest = 0) {
           .paired = Config::kPaired,
           .shortest = shortest,
           .longest = longest,
+          .smallest_page = Config::kSmallestPage,
           .gathers = Config::kGather,
           .launch = launch_prefill<Config>,
           .launch_softcap = launch_prefill<WithSoftcap<Config>>};

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kTileEdges[] = {16, 32, 64, 80, 96, 112, 128, 160, 176, 192, 224, 256, 320, 384, 512};
 constexpr int kGroups[] = {1, 2, 4, 5, 7, 8, 16};
-constexpr int kPageSizes[] = {1, 2, 3, 4, 16, 24, 32, 64, 128, 256};
+constexpr int kPageSizes[] = {1, 2, 3, 4, 8, 16, 24, 32, 64, 128, 256};
 constexpr int kSplitSizes[] = {64, 100, 128, 192, 256, 512};
 constexpr int kSplits[] = {1, 2, 3, 8, 32};
 constexpr int64_t kMaxProducts = 40'000'000;  // multiplications of the reference
