@@ -127,12 +127,6 @@ class PrefillConsumer {
     release_values();
   }
 
-  // For a block of K or V; what threads have copied, the tensor cores see behind a fence.
-  __device__ static void wait_for_copies(uint32_t full, uint32_t parity) {
-    barrier_wait(full, parity);
-    if constexpr (Config::kGather) fence_async_proxy();
-  }
-
   // The warpgroups take turns at starting products: while one's run, the other computes its exponentials.
   __device__ void take_turn() const { named_barrier_sync(1 + warpgroup_, 256); }
   __device__ void pass_turn() const { named_barrier_arrive(1 + (warpgroup_ + 1) % Config::kConsumers, 256); }
@@ -190,7 +184,7 @@ class PrefillConsumer {
 
   // Starts S = Q K^T for the next block of K.
   __device__ void start_scores(Scores& s, bool wait = true) {
-    if (wait) wait_for_copies(shared_.key_full(key_.slot()), key_.parity());
+    if (wait) barrier_wait(shared_.key_full(key_.slot()), key_.parity());
     const uint64_t q = row_descriptor(shared_.query(query_.slot(), warpgroup_));
     const uint64_t k = row_descriptor(shared_.key(key_.slot()));
     wgmma_touch(s);
@@ -206,7 +200,7 @@ class PrefillConsumer {
 
   // Starts O += P V (or O = P V) for the next block of V.
   __device__ void start_values(Accumulators& o, Weights& p, bool accumulate) {
-    wait_for_copies(shared_.value_full(value_.slot()), value_.parity());
+    barrier_wait(shared_.value_full(value_.slot()), value_.parity());
     const uint64_t v = column_descriptor(shared_.value(value_.slot()), kKeys * 128);
     wgmma_touch(o);
     wgmma_touch(p);

@@ -25,12 +25,12 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       }
     }
     for (int i = 0; i < Config::kKeyStages; ++i) {
-      barrier_init(shared.key_full(i), Config::kGather ? 32 * Config::kGatherWarps : 1);
+      barrier_init(shared.key_full(i), Config::kGather ? Config::kGatherWarps : 1);
       barrier_init(shared.key_empty(i), kWarps);
       barrier_init(shared.other_key_empty(i), 1);
     }
     for (int i = 0; i < Config::kValueStages; ++i) {
-      barrier_init(shared.value_full(i), Config::kGather ? 32 * Config::kGatherWarps : 1);
+      barrier_init(shared.value_full(i), Config::kGather ? Config::kGatherWarps : 1);
       barrier_init(shared.value_empty(i), kWarps);
       barrier_init(shared.other_value_empty(i), 1);
       barrier_init(shared.value_raw(i), 1);

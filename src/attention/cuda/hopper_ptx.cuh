@@ -102,6 +102,16 @@ __device__ inline void store_cluster_16(uint32_t address, uint4 v) {
 }
 
 // --- Copies by threads -----------------------------------------------------------------------------------------------
+// 16 bytes; the L2 cache fetches the 128 or 256 bytes around it.
+template <int kFetched>
+__device__ inline void copy_16(uint32_t shared, const void* global) {
+  static_assert(kFetched == 128 || kFetched == 256);
+  if constexpr (kFetched == 256) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+  }
+}
 // 16 bytes, or zeros without reading.
 __device__ inline void copy_16_or_zeros(uint32_t shared, const void* global, bool copy) {
   asm volatile(
@@ -110,12 +120,11 @@ __device__ inline void copy_16_or_zeros(uint32_t shared, const void* global, boo
       "l"(global), "r"(static_cast<int>(copy))
       : "memory");
 }
-// Waits until all copies of this thread have landed.
-__device__ inline void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-// Arrives at `barrier` when all copies that this thread has begun have landed; one of the arrivals that it was made
-// for.
-__device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+// This thread's copies: ends a group; waits until at most so many of the last groups have not landed.
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ inline void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // --- Copies by tensor map --------------------------------------------------------------------------------------------
