@@ -46,6 +46,9 @@ class PrefillGatherer {
       for (int n = end_block - 1; n >= first_block; --n) {
         // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
         if (n > 0) prefetch_l1(page_id((n - 1) * kKeys + lane_ * kGroups));
+        if (warp_ == 0 && lane_ == 0 && n == min(first_block + 1, end_block - 1)) {
+          barrier_arrive(shared_.tile_wanted());
+        }
         copy<false>(n);
         if (n + 1 < end_block) copy<true>(n + 1);
       }
