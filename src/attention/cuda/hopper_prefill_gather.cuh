@@ -46,6 +46,7 @@ class PrefillGatherer {
         int page = page_of((end_block - 1) * kKeys + key);
         uint32_t value_row = 0;
         for (int n = end_block - 1; n >= first_block; --n) {
+          want_next_tile(n, first_block, end_block);
           const uint32_t key_row = row_at(args_.k_rows, n * kKeys + key, page);
           const uint32_t next_value_row = row_at(args_.v_rows, n * kKeys + key, page);
           // The next block's page ids come while this block is copied.
@@ -59,6 +60,7 @@ class PrefillGatherer {
         for (int n = end_block - 1; n >= first_block; --n) {
           // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
           if (n > 0) prefetch_l1(page_id((n - 1) * kKeys + lane_ * kGroups));
+          want_next_tile(n, first_block, end_block);
           deal<false>(n);
           if (n + 1 < end_block) deal<true>(n + 1);
         }
@@ -70,6 +72,13 @@ class PrefillGatherer {
   }
 
  private:
+  // The next tile is looked for when this one's last block but one is asked for.
+  __device__ __forceinline__ void want_next_tile(int block, int first_block, int end_block) {
+    if (warp_ == 0 && lane_ == 0 && block == min(first_block + 1, end_block - 1)) {
+      barrier_arrive(shared_.tile_wanted());
+    }
+  }
+
   static constexpr uint32_t kNoRow = ~0u;
 
   // Where the page id of a key is found. Not to be read for keys past the sequence's end.

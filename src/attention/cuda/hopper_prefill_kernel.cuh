@@ -50,7 +50,7 @@ struct PrefillConfig {
   static constexpr int kTileOffset = kOutputOffset + 4 * kConsumers * kOutputBytes;
   static constexpr int kBarrierOffset = kTileOffset + kTileSlots * kTileBytes;
   static constexpr int kNumBarriers =
-      4 * kTileSlots + 2 * kQuerySlots * kConsumers + 3 * (kKeyStages + kValueStages) + kValueStages;
+      4 * kTileSlots + 2 * kQuerySlots * kConsumers + 3 * (kKeyStages + kValueStages) + kValueStages + 1;
   static constexpr int kSharedBytes = kBarrierOffset + 8 * kNumBarriers + 1024;
   static_assert(kSharedBytes <= 232448);
   static_assert(kPanelsV % kOutputPanels == 0);
@@ -184,6 +184,9 @@ struct PrefillShared {
   __device__ uint32_t other_value_empty(int slot) const { return barrier(kPair + kValues + slot); }
   __device__ uint32_t other_tile_empty(int slot) const { return barrier(kPair + kQueries + slot); }
   __device__ uint32_t tile_sent(int slot) const { return barrier(kPair + kQueries + Config::kTileSlots + slot); }
+  // The copies of K have come to the last two blocks of the tile announced last: it is time for the next. Every second
+  // phase is ended by the scheduler itself, which so waits for the same parity each time, and needs no register for it.
+  __device__ uint32_t tile_wanted() const { return barrier(kPair + kQueries + 2 * Config::kTileSlots); }
 
   __device__ PrefillTile load_tile(int slot) const {
     const uint4 a = load_shared_16(tile(slot));

@@ -41,6 +41,7 @@ __global__ __launch_bounds__(Config::kThreads, 1) void prefill_kernel(const __gr
       barrier_init(shared.other_tile_empty(i), 1);
       barrier_init(shared.tile_sent(i), Config::kConsumers);
     }
+    barrier_init(shared.tile_wanted(), 1);
     fence_barrier_init();
   }
   if constexpr (Config::kPaired) {

@@ -27,7 +27,12 @@ class PrefillProducer {
       kv_row_ = tile.kv_row;
       head_kv_ = tile.head_kv;
       request_ = tile.request;
-      for (int n = tile.end_block - 1; n >= tile.first_block; --n) copy(n);
+      for (int n = tile.end_block - 1; n >= tile.first_block; --n) {
+        if (!kValues && lane_ == 0 && n == min(tile.first_block + 1, tile.end_block - 1)) {
+          barrier_arrive(shared_.tile_wanted());
+        }
+        copy(n);
+      }
     }
   }
 

@@ -1,5 +1,5 @@
-// The scheduler of the Hopper prefill kernel: one warp that takes tiles off the plan's list, ahead of those who work on
-// them.
+// The scheduler of the Hopper prefill kernel: one warp that takes tiles off the plan's list, just ahead of those who
+// work on them.
 #pragma once
 
 #include "attention/cuda/hopper_prefill_kernel.cuh"
@@ -17,8 +17,15 @@ class PrefillScheduler {
     const int workers = gridDim.x / kBlocks;
     int index = blockIdx.x / kBlocks;
     while (index < args_.plan->num_tiles * args_.parts) {
+      // A tile is taken only when the one before it is within a few blocks of its end. With two in reserve, as many
+      // thread blocks still had long ones before them when the others had none left: at causal 4k, head dimension 256,
+      // that took 14% of the time, and tiles of too many heads at once kept K and V from the L2 cache.
+      if (schedule(index)) {
+        barrier_wait(shared_.tile_wanted(), 0);
+        __syncwarp();
+        if (lane_ == 0) barrier_arrive(shared_.tile_wanted());
+      }
       const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0;
-      schedule(index);
       index = workers + __shfl_sync(0xFFFFFFFF, next, 0);
     }
     announce(PrefillTile{});
@@ -51,8 +58,8 @@ class PrefillScheduler {
     }
   }
 
-  // Which entry, head and part of the keys is the tile called `index`? Indices only grow.
-  __device__ void schedule(int index) {
+  // Which entry, head and part of the keys is the tile called `index`? Indices only grow. False if it has no keys.
+  __device__ bool schedule(int index) {
     const int part = index % args_.parts;
     index /= args_.parts;
     while (chunk_ + 1 < args_.plan->num_chunks && index >= args_.plan->chunks[chunk_ + 1].first_tile) ++chunk_;
@@ -77,7 +84,10 @@ class PrefillScheduler {
       first_block = part < parts ? first_block + blocks * part / parts : 0;
     }
     const int result_head = part * args_.num_heads + head;
-    if (end_block <= first_block) return write_empty(entry, result_head);
+    if (end_block <= first_block) {
+      write_empty(entry, result_head);
+      return false;
+    }
     announce({.q_row = entry.q_row,
               .rows = entry.rows,
               .position = entry.position,
@@ -89,6 +99,7 @@ class PrefillScheduler {
               .kv_row = entry.kv_row,
               .request = entry.request});
     copy_queries();
+    return true;
   }
 
   __device__ void announce(const PrefillTile& tile) {
