@@ -1,8 +1,8 @@
 // A double of the attention backend that breaks down. Programs that are linked with it and with
 // --wrap=make_attention_backend (tests/CMakeLists.txt) run on it; the engine knows nothing of it.
 //
-// ONEPASS_TEST_FAILURE=error:N: from the N-th call on run() returns an error, as where a launch fails.
-// ONEPASS_TEST_FAILURE=fault:N: the N-th run() queues a kernel that writes where no memory is (on a GPU): the launches
+// ONEPASS_TEST_FAILURE=error:N: from the N-th call on run() and place_pages() return an error, as where a launch fails.
+// ONEPASS_TEST_FAILURE=fault:N: the N-th of them queues a kernel that writes where no memory is (on a GPU): the launches
 // succeed, and the error is found later.
 #include <cstdlib>
 #include <optional>
@@ -26,9 +26,19 @@ class FailingAttention final : public AttentionBackend {
   size_t upload_bytes() const override { return sound_->upload_bytes(); }
   void set_batch(const AttentionBatch& batch, StepUpload& upload) override { sound_->set_batch(batch, upload); }
   Status plan(const Stream& stream) override { return sound_->plan(stream); }
+  PagedDecodes decodes() const override { return sound_->decodes(); }
 
+  Status place_pages(const Stream& stream) override {
+    ONEPASS_RETURN_IF_ERROR(sound_->place_pages(stream));
+    return count_call(stream);
+  }
   Status run(const AttentionLayer& layer, const AttentionInputs& io, const Stream& stream) override {
     ONEPASS_RETURN_IF_ERROR(sound_->run(layer, io, stream));
+    return count_call(stream);
+  }
+
+ private:
+  Status count_call([[maybe_unused]] const Stream& stream) {
     if (--calls_left_ > 0) return ok_status();
     if (!faults_) return absl::InternalError("attention: the device has failed");
 #ifdef ONEPASS_HAVE_CUDA
@@ -40,7 +50,6 @@ class FailingAttention final : public AttentionBackend {
     return ok_status();
   }
 
- private:
   const std::unique_ptr<AttentionBackend> sound_;
   const bool faults_;
   int calls_left_;
