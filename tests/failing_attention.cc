@@ -2,8 +2,8 @@
 // --wrap=make_attention_backend (tests/CMakeLists.txt) run on it; the engine knows nothing of it.
 //
 // ONEPASS_TEST_FAILURE=error:N: from the N-th call on run() and place_pages() return an error, as where a launch fails.
-// ONEPASS_TEST_FAILURE=fault:N: the N-th of them queues a kernel that writes where no memory is (on a GPU): the launches
-// succeed, and the error is found later.
+// ONEPASS_TEST_FAILURE=fault:N: the N-th of them queues a kernel that writes where no memory is (on a GPU): the
+// launches succeed, and the error is found later.
 #include <cstdlib>
 #include <optional>
 #include <string>
