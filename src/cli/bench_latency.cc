@@ -144,6 +144,8 @@ Status run(const LatencyOptions& options) {
     output["cuda_graph_seconds"] = graphs.seconds;
     output["cuda_graph_bytes"] = graphs.bytes;
   }
+  const int stacked_decodes = engine->runner().max_stacked_decodes();
+  if (stacked_decodes > 0) output["layer_stack_decodes"] = stacked_decodes;
   if (options.peaks) {
     const Stream& stream = engine->runner().stream();
     const double bandwidth = measure_dram_read_bandwidth(stream);
@@ -166,6 +168,7 @@ Status run(const LatencyOptions& options) {
     std::printf("  capture  %9.2f s    %10d graphs   %8.1f MiB\n", graphs.seconds, graphs.count,
                 static_cast<double>(graphs.bytes) / (1 << 20));
   }
+  if (stacked_decodes > 0) std::printf("  layers   in one kernel for up to %d decodes\n", stacked_decodes);
   std::printf("  prefill  %9.2f ms   %10.1f tok/s   %8.1f GFLOP/s\n", prefill * 1e3, input_tokens / prefill,
               output["prefill_gflop_per_s"].get<double>());
   if (!steps.empty()) {
