@@ -42,14 +42,23 @@ std::vector<StackModel> stack_models() {
   };
   nlohmann::json windowed = config("MistralForCausalLM", "mistral", 512, 1024, 3, 8, 4, 64, "bfloat16");
   windowed["sliding_window"] = 100;
+  nlohmann::json window_of_one = windowed;
+  window_of_one["sliding_window"] = 1;
+  nlohmann::json windows_by_layer = config("Qwen2ForCausalLM", "qwen2", 512, 1024, 4, 8, 4, 64, "float16");
+  windows_by_layer["use_sliding_window"] = true;
+  windows_by_layer["sliding_window"] = 70;
+  windows_by_layer["max_window_layers"] = 2;
   nlohmann::json biased = config("Qwen2ForCausalLM", "qwen2", 896, 4864, 3, 14, 2, 64, "bfloat16");
   return {{"Qwen3Shape", qwen3(1024, 3072, 4, 16, 8, 128, "bfloat16"), 8, 64, 1300},
           {"Qwen3Half", qwen3(1024, 3072, 3, 16, 8, 128, "float16"), 8, 16, 200},
-          {"LlamaShape", llama(4096, 14336, 2, 32, 8, 128, "bfloat16"), 1, 64, 3000},
+          {"LlamaShape", llama(4096, 14336, 2, 32, 8, 128, "bfloat16"), 2, 64, 3000},
           {"OneLayer", llama(256, 512, 1, 4, 2, 64, "float16"), 8, 64, 300},
           {"TwoLayersSmallPages", qwen3(512, 1536, 2, 8, 1, 128, "float16"), 8, 16, 300},
           {"ManyHeadsOfOne", llama(1024, 2816, 5, 16, 16, 64, "float16"), 4, 256, 700},
+          {"ThreeRowsPagesOf48", llama(256, 512, 3, 4, 2, 64, "float16"), 3, 48, 300},
           {"Windowed", windowed, 8, 16, 500},
+          {"WindowOfOne", window_of_one, 4, 16, 300},
+          {"WindowsByLayer", windows_by_layer, 4, 64, 500},
           {"Biased", biased, 8, 64, 2000}};
 }
 
@@ -113,6 +122,15 @@ class LayerStackOnGpu : public testing::TestWithParam<StackModel> {
     return all;
   }
 
+  static double relative_error(const std::vector<float>& actual, const std::vector<float>& expected) {
+    double error = 0.0, size = 0.0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double difference = actual[i] - expected[i];
+      error += difference * difference, size += double{expected[i]} * expected[i];
+    }
+    return std::sqrt(error / size);
+  }
+
   std::string dir_;
 };
 
@@ -126,16 +144,26 @@ TEST_P(LayerStackOnGpu, AgreesWithLayersOneByOne) {
   ASSERT_GE(stacked->runner().max_stacked_decodes(), std::min(GetParam().max_requests, 4)) << "nothing would be tested";
   const std::vector<float> expected = decode(*plain), actual = decode(*stacked);
   ASSERT_EQ(actual.size(), expected.size());
-  double error = 0.0, size = 0.0, largest = 0.0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double difference = actual[i] - expected[i];
-    error += difference * difference, size += double{expected[i]} * expected[i];
-    largest = std::max(largest, std::abs(difference));
-  }
-  const double relative = std::sqrt(error / size);
+  const double relative = relative_error(actual, expected);
   RecordProperty("relative_error", std::to_string(relative));
   const bool is_half = GetParam().config["torch_dtype"] == "float16";
-  EXPECT_LE(relative, is_half ? 2e-3 : 1.5e-2) << "largest difference " << largest;
+  EXPECT_LE(relative, is_half ? 2e-3 : 1.5e-2);
+}
+
+// On the CPU, which has nothing in common with the GPU but the weights. Small models: it computes them in float32.
+TEST_P(LayerStackOnGpu, AgreesWithTheCpu) {
+  if (GetParam().config["hidden_size"] > 512) GTEST_SKIP() << "takes long on the CPU";
+  ModelRunnerOptions on_cpu = engine_options(false, false);
+  on_cpu.device = Device();
+  auto cpu = Engine::create(on_cpu);
+  ASSERT_TRUE(cpu.ok()) << cpu.status();
+  auto stacked = make(true, true);
+  ASSERT_TRUE(stacked != nullptr);
+  const std::vector<float> expected = decode(**cpu), actual = decode(*stacked);
+  ASSERT_EQ(actual.size(), expected.size());
+  const double relative = relative_error(actual, expected);
+  RecordProperty("relative_error", std::to_string(relative));
+  EXPECT_LE(relative, 3e-2);
 }
 
 // The exchange between thread blocks is in the same state after any number of launches of any size.

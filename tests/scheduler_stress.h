@@ -24,6 +24,10 @@ struct StressOptions {
   bool has_tokenizer = true;  // without one there are no stop strings and no texts to compare
   Device device;
   int num_requests = 512;
+  bool dummy_weights = false;
+  // Without it an answer's tokens may depend on what else is computed: only that each request ends as it should is
+  // compared then.
+  bool deterministic = true;
 };
 
 // A request, and when it is cancelled: -1 never, 0 by another thread soon after it came, n > 0 by its own callback once
@@ -94,7 +98,7 @@ class SchedulerStress {
       one.request.priority = draw(3);
       if (i % 8 == 3) one.cancel_after = i % 3 == 0 ? 0 : 1 + draw(one.request.sampling.max_new_tokens / 2 + 1);
     }
-    compute_alone();
+    if (options_.deterministic) compute_alone();
   }
 
   // All of them at once, against what each answer is alone.
@@ -120,9 +124,11 @@ class SchedulerStress {
     if (testing::Test::HasFatalFailure()) return;
 
     const SchedulerStats stats = scheduler.stats();
-    EXPECT_GT(stats.retractions, 0);
-    EXPECT_GT(stats.evicted_pages, 0);
-    EXPECT_GT(stats.cached_tokens, 0);
+    if (options_.deterministic) {
+      EXPECT_GT(stats.retractions, 0);
+      EXPECT_GT(stats.evicted_pages, 0);
+      EXPECT_GT(stats.cached_tokens, 0);
+    }
     EXPECT_EQ(stats.running_requests, 0);
     EXPECT_EQ(stats.waiting_requests, 0);
     EXPECT_TRUE(scheduler.health().ok()) << scheduler.health();
@@ -137,8 +143,13 @@ class SchedulerStress {
       for (int index = 0; index < requests_[i].request.n; ++index) {
         const GenerateResult& answer = answers.of(i)[index];
         is_cancelled = is_cancelled || answer.finish_reason == FinishReason::kCancelled;
-        compare(answer, expected_[i][index], requests_[i], scheduling.steps_in_flight,
-                "request " + std::to_string(i) + ", answer " + std::to_string(index));
+        const std::string name = "request " + std::to_string(i) + ", answer " + std::to_string(index);
+        if (options_.deterministic) {
+          compare(answer, expected_[i][index], requests_[i], scheduling.steps_in_flight, name);
+        } else {
+          ASSERT_TRUE(answer.status.ok()) << name << ": " << answer.status;
+          EXPECT_LE(std::ssize(answer.tokens), requests_[i].request.sampling.max_new_tokens) << name;
+        }
         if (testing::Test::HasFatalFailure()) return;
       }
       marked += requests_[i].cancel_after >= 0 ? 1 : 0;
@@ -162,7 +173,8 @@ class SchedulerStress {
     options.model_dir = (source_dir() / options_.model).string();
     options.device = options_.device;
     if (options.num_threads == 0) options.num_threads = 2;
-    options.deterministic = true;
+    options.deterministic = options_.deterministic;
+    options.dummy_weights = options_.dummy_weights;
     options.plan_file = testing::TempDir() + "onepass_stress_plans";
     Served served;
     served.runner = ModelRunner::create(options).value();

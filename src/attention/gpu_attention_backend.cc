@@ -182,6 +182,8 @@ void GpuAttentionBackend::set_batch(const AttentionBatch& batch, StepUpload& upl
   ONEPASS_CHECK_LE(batch.num_requests, options_.max_requests);
   ONEPASS_CHECK_LE(batch.num_tokens, options_.max_tokens);
   const int requests = batch.num_requests, decodes = batch.num_leading_decodes;
+  // A step that failed between its plan and its first layer: the plan may still be reading what comes anew now.
+  if (!std::exchange(is_joined_, true)) (void)side_.synchronize();
 
   num_tokens_ = batch.num_tokens;
   positions_ = upload.add<int32_t>({batch.positions, static_cast<size_t>(batch.num_tokens)});

@@ -128,6 +128,67 @@ TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
   }
 }
 
+// A chunk that ends between two rows of a tile: some of its rows see several blocks of keys more than others.
+TEST_P(AttentionCudaTest, ChunksEndInsideATile) {
+  struct Case {
+    int head_dim, chunk, page_size;
+  };
+  int taken = 0;
+  for (const auto& [head_dim, chunk, page_size] : {Case{128, 448, 0},
+                                                   {128, 448, 64},
+                                                   {128, 448, 1},
+                                                   {128, 576, 16},
+                                                   {256, 192, 0},
+                                                   {256, 832, 64},
+                                                   {256, 448, 1},
+                                                   {64, 512, 0},
+                                                   {64, 512, 64},
+                                                   {64, 448, 1}}) {
+    AttentionSpec spec;
+    spec.seqlens_q = spec.seqlens_k = {1024};
+    spec.num_heads = spec.num_heads_kv = 2;
+    spec.head_dim = spec.head_dim_v = head_dim;
+    spec.page_size = page_size;
+    spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
+    spec.causal = false;
+    spec.attention_chunk = chunk;
+    if (!kernel_supports(kernel(), spec, gpu()).ok()) continue;
+    ++taken;
+    SCOPED_TRACE(to_string(spec));
+    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+    ASSERT_OK(runner.attend(problem.params()));
+    expect_right(problem);
+    if (HasFatalFailure()) return;
+  }
+  if (taken == 0) GTEST_SKIP() << kernel().name << " takes none of them";
+}
+
+// The smallest pages that each head dimension's kernels copy by boxes, and those below.
+TEST_P(AttentionCudaTest, CopiesSmallPages) {
+  int taken = 0;
+  for (const auto& [head_dim, head_dim_v] : {std::pair{64, 64}, {128, 128}, {192, 128}, {256, 256}}) {
+    for (const int page_size : {2, 4, 8, 16}) {
+      AttentionSpec spec;
+      spec.seqlens_q = {224, 3};
+      spec.seqlens_k = {224, 500};
+      spec.num_heads = 4, spec.num_heads_kv = 2;
+      spec.head_dim = head_dim, spec.head_dim_v = head_dim_v;
+      spec.page_size = page_size;
+      spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
+      if (!kernel_supports(kernel(), spec, gpu()).ok()) continue;
+      ++taken;
+      SCOPED_TRACE(to_string(spec));
+      ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
+      ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
+      ASSERT_OK(runner.attend(problem.params()));
+      expect_right(problem);
+      if (HasFatalFailure()) return;
+    }
+  }
+  if (taken == 0) GTEST_SKIP() << kernel().name << " takes none of them";
+}
+
 TEST_P(AttentionCudaTest, TakesNoRows) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
   ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));

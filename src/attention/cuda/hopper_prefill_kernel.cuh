@@ -30,8 +30,9 @@ struct PrefillConfig {
   static constexpr int kConsumerRegisters = ((kConsumers + 1) * kRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static constexpr int kTileSlots = 3;
   // A warp brings a box every 70 cycles. At head dimension 128 a block of K or V in pages of 8 is 32 boxes, which take
-  // as long as the products.
-  static constexpr int kSmallestPage = kHeadDim == 128 ? 16 : 8;
+  // as long as the products. A lane brings one box of one panel, so there can be no more than 32 of them.
+  static constexpr int kSmallestPage = kHeadDim == 128 || kHeadDim == 192 ? 16 : 8;
+  static_assert(kKeys_ / kSmallestPage * (kHeadDim / 64) <= 32);
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
   static constexpr bool kOverlapValues = kHeadDim == 128;
   static constexpr int kPanels = kHeadDim / 64;
@@ -83,7 +84,7 @@ struct Paired : Config {
   static constexpr bool kPaired = true;
   static constexpr int kRows = 2 * Config::kRows;
   static constexpr int kSmallestPage = 8;
-  static_assert(Config::kConsumers == 2);
+  static_assert(Config::kConsumers == 2 && Config::kKeys / kSmallestPage * Config::kPanels <= 32);
 };
 
 // The same with a soft cap, whose exponentials would slow the others down even where they are not computed.

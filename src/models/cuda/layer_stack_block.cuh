@@ -8,6 +8,9 @@
 // layer l - 2 exchanged has been read, as each block's share of a product follows from what it has read; then each
 // block fills its piece of that layer's set, which is layer l + 1's, with ones again, and says nothing more to the
 // others before that is done (in gate_up of layer l).
+//
+// Formally the readers would have to acquire what they have read before they ask for the next words; loads past the L1
+// cache are served in the order in which they are issued.
 #pragma once
 
 #include "attention/cuda/hopper_ptx.cuh"

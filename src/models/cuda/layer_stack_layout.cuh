@@ -199,6 +199,7 @@ struct AttentionItems {
       item.low = low, item.high = high;
       item.first_block = low / kKeys + begin - first;
       item.end_block = low / kKeys + end - first < of_keys ? low / kKeys + end - first : of_keys;
+      if (low == high) item.end_block = item.first_block;  // a window of one: the new key alone
       item.is_last = end == first + blocks;
       if (begin != first || end != first + blocks) {
         item.first_worker = first / share.quota;
