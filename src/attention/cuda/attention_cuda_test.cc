@@ -128,29 +128,35 @@ TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
   }
 }
 
-// A chunk that ends between two rows of a tile: some of its rows see several blocks of keys more than others.
+// A chunk that ends between two rows of a tile: without a causal mask some of its rows see several blocks of keys more
+// than others.
 TEST_P(AttentionCudaTest, ChunksEndInsideATile) {
   struct Case {
     int head_dim, chunk, page_size;
+    bool causal = false;
   };
   int taken = 0;
-  for (const auto& [head_dim, chunk, page_size] : {Case{128, 448, 0},
-                                                   {128, 448, 64},
-                                                   {128, 448, 1},
-                                                   {128, 576, 16},
-                                                   {256, 192, 0},
-                                                   {256, 832, 64},
-                                                   {256, 448, 1},
-                                                   {64, 512, 0},
-                                                   {64, 512, 64},
-                                                   {64, 448, 1}}) {
+  for (const auto& [head_dim, chunk, page_size, causal] : {Case{128, 448, 0},
+                                                           {128, 448, 64},
+                                                           {128, 448, 1},
+                                                           {128, 576, 16},
+                                                           {256, 192, 0},
+                                                           {256, 832, 64},
+                                                           {256, 448, 1},
+                                                           {64, 512, 0},
+                                                           {64, 512, 64},
+                                                           {64, 448, 1},
+                                                           {128, 448, 0, true},
+                                                           {128, 576, 64, true},
+                                                           {256, 192, 1, true},
+                                                           {64, 512, 16, true}}) {
     AttentionSpec spec;
     spec.seqlens_q = spec.seqlens_k = {1024};
     spec.num_heads = spec.num_heads_kv = 2;
     spec.head_dim = spec.head_dim_v = head_dim;
     spec.page_size = page_size;
     spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
-    spec.causal = false;
+    spec.causal = causal;
     spec.attention_chunk = chunk;
     if (!kernel_supports(kernel(), spec, gpu()).ok()) continue;
     ++taken;

@@ -46,6 +46,10 @@ int workers(const PrefillKernel& kernel, const GpuInfo& gpu) {
   return kernel.paired ? gpu.multiprocessors / 2 : gpu.multiprocessors;
 }
 
+hopper::KeyMask key_mask(const AttentionParams& p) {
+  return {.window_left = p.window_left, .window_right = p.causal ? 0 : p.window_right, .chunk = p.attention_chunk};
+}
+
 Status supports(const AttentionParams& p, const GpuInfo& gpu) {
   if (gpu.compute_capability != 90) {
     return unimplemented("hopper-prefill: expected a GPU of compute capability 9.0, found ",
@@ -63,6 +67,12 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
   }
   if (p.q_descale != nullptr || p.k_descale != nullptr || p.v_descale != nullptr) {
     return unimplemented("hopper-prefill: q_descale, k_descale and v_descale: expected none");
+  }
+  // Of a tile's rows some may then see several blocks of keys more than others, and the consumer that passes over those
+  // waits for one that waits for it.
+  if (p.attention_chunk > 0 && key_mask(p).window_right != 0) {
+    return unimplemented("hopper-prefill: attention_chunk: expected it with causal, found ", p.attention_chunk,
+                         " without");
   }
   if (p.total_kv_rows <= 0) return unimplemented("hopper-prefill: total_kv_rows: expected to know it, found 0");
   const PrefillKernel* kernel = find_kernel(p);
@@ -121,10 +131,6 @@ Layout layout(const AttentionParams& p, const GpuInfo& gpu) {
 
 int64_t scratch_bytes(const AttentionParams& p, const GpuInfo& gpu) {
   return find_kernel(p) == nullptr ? 0 : layout(p, gpu).bytes;
-}
-
-hopper::KeyMask key_mask(const AttentionParams& p) {
-  return {.window_left = p.window_left, .window_right = p.causal ? 0 : p.window_right, .chunk = p.attention_chunk};
 }
 
 template <typename U>

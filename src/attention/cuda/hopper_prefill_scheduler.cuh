@@ -131,13 +131,8 @@ class PrefillScheduler {
     const auto seqlen_k = static_cast<int>(rows.w);
     const int end_key = args_.mask.end(first_row + 63, seqlen_k);
     PrefillTilePart part;
-    // Blocks without keys of its own are passed over, but no more than there are slots: a consumer gives all of them
-    // back before its turn, which the other waits for with the first of them in its hands. (A chunk that ends between
-    // the rows of two consumers leaves several; rows that see nothing of a block are masked.) With warps that gather,
-    // a slot of V that the tile before holds stands between.
-    constexpr int kMostPassedOver = Config::kGather ? 1 : Config::kKeyStages;
-    part.end_block = max((end_key + Config::kKeys - 1) / Config::kKeys, static_cast<int>(blocks.z) + 1);
-    part.end_block = min(max(part.end_block, static_cast<int>(blocks.w) - kMostPassedOver), static_cast<int>(blocks.w));
+    part.end_block = min(max((end_key + Config::kKeys - 1) / Config::kKeys, static_cast<int>(blocks.z) + 1),
+                         static_cast<int>(blocks.w));
     part.full_first = (args_.mask.first(first_row + 63) + Config::kKeys - 1) / Config::kKeys;
     part.full_end = args_.mask.end(first_row, seqlen_k) / Config::kKeys;
     part.seen_end = args_.mask.window_right < 0 ? seqlen_k : first_row + args_.mask.window_right + 1;

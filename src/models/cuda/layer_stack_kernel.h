@@ -91,8 +91,7 @@ struct StackParams {
 };
 
 // Queues the work. Weights and the array of layers are read before earlier kernels of the stream have ended, all else
-// after. One launch at a time uses an exchange, and all its blocks must be on the GPU at once: another kernel of this
-// kind, of another stream, must not run beside it.
+// after. One launch at a time uses an exchange.
 Status run_layer_stack(const StackParams& params, CUstream_st* stream);
 
 // Before the first launch.
