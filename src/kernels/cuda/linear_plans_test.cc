@@ -1,6 +1,7 @@
 #include "kernels/cuda/linear_plans.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -15,7 +16,8 @@ class LinearPlansTest : public testing::Test {
   void SetUp() override { std::filesystem::create_directories(dir_); }
   void write(const std::string& text) const { std::ofstream(path_) << text; }
 
-  const std::string dir_ = testing::TempDir() + "onepass_linear_plans_test";
+  // Tests run side by side, a process each.
+  const std::string dir_ = testing::TempDir() + "onepass_linear_plans_test_" + std::to_string(::getpid());
   const std::string path_ = dir_ + "/plans.json";
   const LinearMachine machine_{.gpu = "NVIDIA H100", .driver_version = 13000, .cublaslt_version = 130001};
   const LinearPlans plans_ = {
