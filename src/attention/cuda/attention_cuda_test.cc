@@ -135,7 +135,7 @@ TEST_P(AttentionCudaTest, ChunksEndInsideATile) {
     int head_dim, chunk, page_size;
     bool causal = false;
   };
-  int taken = 0;
+  std::vector<AttentionSpec> specs;
   for (const auto& [head_dim, chunk, page_size, causal] : {Case{128, 448, 0},
                                                            {128, 448, 64},
                                                            {128, 448, 1},
@@ -158,21 +158,14 @@ TEST_P(AttentionCudaTest, ChunksEndInsideATile) {
     spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
     spec.causal = causal;
     spec.attention_chunk = chunk;
-    if (!kernel_supports(kernel(), spec, gpu()).ok()) continue;
-    ++taken;
-    SCOPED_TRACE(to_string(spec));
-    ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
-    ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
-    ASSERT_OK(runner.attend(problem.params()));
-    expect_right(problem);
-    if (HasFatalFailure()) return;
+    specs.push_back(spec);
   }
-  if (taken == 0) GTEST_SKIP() << kernel().name << " takes none of them";
+  expect_right_of_those_taken(specs);
 }
 
 // The smallest pages that each head dimension's kernels copy by boxes, and those below.
 TEST_P(AttentionCudaTest, CopiesSmallPages) {
-  int taken = 0;
+  std::vector<AttentionSpec> specs;
   for (const auto& [head_dim, head_dim_v] : {std::pair{64, 64}, {128, 128}, {192, 128}, {256, 256}}) {
     for (const int page_size : {2, 4, 8, 16}) {
       AttentionSpec spec;
@@ -182,17 +175,10 @@ TEST_P(AttentionCudaTest, CopiesSmallPages) {
       spec.head_dim = head_dim, spec.head_dim_v = head_dim_v;
       spec.page_size = page_size;
       spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
-      if (!kernel_supports(kernel(), spec, gpu()).ok()) continue;
-      ++taken;
-      SCOPED_TRACE(to_string(spec));
-      ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
-      ASSERT_OK_AND_ASSIGN(const KernelRunner runner, KernelRunner::make(kernel(), gpu(), problem.params()));
-      ASSERT_OK(runner.attend(problem.params()));
-      expect_right(problem);
-      if (HasFatalFailure()) return;
+      specs.push_back(spec);
     }
   }
-  if (taken == 0) GTEST_SKIP() << kernel().name << " takes none of them";
+  expect_right_of_those_taken(specs);
 }
 
 TEST_P(AttentionCudaTest, TakesNoRows) {

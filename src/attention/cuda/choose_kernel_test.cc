@@ -60,6 +60,13 @@ TEST(ChooseCudaAttentionKernel, TakesTheFastestThatSuits) {
   AttentionParams capped = problem(512, 32, 8, 128, 128);
   capped.softcap = 30.0f;
   EXPECT_EQ(chosen(capped, 90), "hopper-prefill");
+  AttentionParams in_chunks = problem(512, 32, 8, 128, 128);
+  in_chunks.attention_chunk = 448;
+  EXPECT_EQ(chosen(in_chunks, 90), "hopper-prefill");
+  in_chunks.causal = false;
+  EXPECT_EQ(chosen(in_chunks, 90), "portable");
+  EXPECT_NE(chosen(in_chunks, 90, "hopper-prefill").find("attention_chunk: expected it with causal, found 448"),
+            std::string::npos);
   AttentionParams fp32 = problem(512, 32, 8, 128, 128);
   fp32.q_dtype = fp32.kv_dtype = fp32.out_dtype = DType::kF32;
   EXPECT_EQ(chosen(fp32, 90), "naive");

@@ -77,6 +77,25 @@ class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKerne
     EXPECT_TRUE(problem.padding_intact()) << "written outside of the rows of out and softmax_lse";
   }
 
+  // The kernel on each of the problems that it takes; skips where that is none.
+  void expect_right_of_those_taken(const std::vector<AttentionSpec>& specs) {
+    int taken = 0;
+    for (const AttentionSpec& spec : specs) {
+      if (!kernel_supports(kernel(), spec, gpu()).ok()) continue;
+      ++taken;
+      SCOPED_TRACE(to_string(spec));
+      StatusOr<DeviceProblem> problem = DeviceProblem::make(spec);
+      ASSERT_TRUE(problem.ok()) << problem.status();
+      const StatusOr<KernelRunner> runner = KernelRunner::make(kernel(), gpu(), problem->params());
+      ASSERT_TRUE(runner.ok()) << runner.status();
+      const Status attended = runner->attend(problem->params());
+      ASSERT_TRUE(attended.ok()) << attended;
+      expect_right(*problem);
+      if (HasFatalFailure()) return;
+    }
+    if (taken == 0) GTEST_SKIP() << kernel().name << " takes none of them";
+  }
+
  private:
   const CudaInfo cuda_ = query_cuda();
   ThreadPool pool_{available_processors()};
