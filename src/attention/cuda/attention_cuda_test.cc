@@ -128,6 +128,27 @@ TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
   }
 }
 
+// Many times more tiles than multiprocessors, of requests of odd lengths: kernels deal tiles out in several ways by then.
+TEST_P(AttentionCudaTest, SharesOutManyTiles) {
+  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 13);
+  std::vector<AttentionSpec> specs;
+  for (const auto& [head_dim, causal, prefix] : {std::tuple{128, true, 0}, {128, true, 700}, {128, false, 0}, {64, true, 0}}) {
+    AttentionSpec spec;
+    for (int b = 0; b < 41; ++b) {
+      spec.seqlens_q.push_back(static_cast<int>(rng() % 400));
+      spec.seqlens_k.push_back(spec.seqlens_q.back() + static_cast<int>(rng() % (prefix + 1)));
+    }
+    spec.num_heads = 16, spec.num_heads_kv = 4;
+    spec.head_dim = spec.head_dim_v = head_dim;
+    spec.page_size = 64;
+    spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
+    spec.causal = causal;
+    spec.seed = rng();
+    specs.push_back(spec);
+  }
+  expect_right_of_those_taken(specs);
+}
+
 // A chunk that ends between two rows of a tile: without a causal mask some of its rows see several blocks of keys more
 // than others.
 TEST_P(AttentionCudaTest, ChunksEndInsideATile) {

@@ -107,18 +107,17 @@ class PrefillConsumer {
     // The exponentials stand here once, in a loop: of two places that write `next`, ptxas moves it from one to the
     // other.
     bool raised = false;
+    float correction[2] = {1.0f, 1.0f};
 #pragma unroll 1
     while (!softmax_.try_exponentials(s, next, raised)) {
-      if constexpr (Config::kOverlapValues) {
-        wgmma_wait_all();
-        wgmma_touch(o);
-      }
-      float correction[2];
       softmax_.raise(s, correction);
-      rescale(o, correction);
       raised = true;
     }
+    // O is rescaled behind the wait that all warps come to: wgmma.wait_group is for the whole warpgroup, and must not
+    // stand in the loop, where a warp is by itself.
     if constexpr (Config::kOverlapValues) finish_values(o, p);
+    rescale(o, correction);
+    wgmma_touch(o);
   }
   __device__ void finish_values(Accumulators& o, Weights& p) {
     wgmma_wait<0>();

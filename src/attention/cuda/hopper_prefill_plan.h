@@ -3,7 +3,8 @@
 //
 // The requests are cut into chunks. Within a chunk, heads are taken in groups whose keys and values fit in the cache;
 // within a group, the tiles go from the longest to the shortest, the heads of the group side by side. Thread blocks
-// take tiles by an atomic counter.
+// take items of the list by an atomic counter: an item is a tile, or two of one head, one from the longer half and one
+// from the shorter, where the first brings the keys that the second finds in the cache.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +24,19 @@ struct alignas(32) PrefillEntry {
 };
 
 struct alignas(16) PrefillChunk {
-  int32_t first_tile = 0;
+  int32_t first_item = 0;
   int32_t first_entry = 0;
   int32_t entries = 0;
   int32_t group_heads = 0;  // query heads of a group
+  int32_t items = 0;        // of a head: `entries`, or half of them, rounded up, where an item is two tiles
 };
 
 constexpr int kMaxPrefillChunks = 64;
 
 struct alignas(256) PrefillPlan {
-  int32_t next_tile = 0;  // the counter, less the number of thread blocks; 0 between runs
-  int32_t finished = 0;   // thread blocks that have taken their last tile; 0 between runs
-  int32_t num_tiles = 0;
+  int32_t next_item = 0;  // the counter of items, less the number of thread blocks; 0 between runs
+  int32_t finished = 0;   // thread blocks that have taken their last item; 0 between runs
+  int32_t num_items = 0;
   int32_t num_chunks = 0;
   PrefillChunk chunks[kMaxPrefillChunks];
 };

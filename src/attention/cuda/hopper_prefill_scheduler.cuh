@@ -16,7 +16,7 @@ class PrefillScheduler {
     if (shared_.rank() != 0) return follow();
     const int workers = gridDim.x / kBlocks;
     int index = blockIdx.x / kBlocks;
-    while (index < args_.plan->num_tiles * args_.parts) {
+    while (index < args_.plan->num_items * args_.parts) {
       // A tile is taken only when the one before it is within a few blocks of its end. With two in reserve, as many
       // thread blocks still had long ones before them when the others had none left: at causal 4k, head dimension 256,
       // that took 14% of the time, and tiles of too many heads at once kept K and V from the L2 cache.
@@ -25,7 +25,8 @@ class PrefillScheduler {
         __syncwarp();
         if (lane_ == 0) barrier_arrive(shared_.tile_wanted());
       }
-      const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_tile, 1) : 0;
+      if (second_) continue;
+      const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_item, 1) : 0;
       index = workers + __shfl_sync(0xFFFFFFFF, next, 0);
     }
     announce(PrefillTile{});
@@ -35,7 +36,7 @@ class PrefillScheduler {
       __threadfence();
       if (atomicAdd(&args_.plan->finished, 1) == workers - 1) {
         args_.plan->finished = 0;
-        args_.plan->next_tile = 0;
+        args_.plan->next_item = 0;
       }
     }
   }
@@ -58,19 +59,21 @@ class PrefillScheduler {
     }
   }
 
-  // Which entry, head and part of the keys is the tile called `index`? Indices only grow. False if it has no keys.
+  // Which entry, head and part of the keys is the first tile, or the second, of the item called `index`? Indices only
+  // grow. False if it has no keys.
   __device__ bool schedule(int index) {
     const int part = index % args_.parts;
     index /= args_.parts;
-    while (chunk_ + 1 < args_.plan->num_chunks && index >= args_.plan->chunks[chunk_ + 1].first_tile) ++chunk_;
-    const PrefillChunk chunk = args_.plan->chunks[chunk_];
-    index -= chunk.first_tile;
-    const int group = index / (chunk.entries * chunk.group_heads);
-    index -= group * (chunk.entries * chunk.group_heads);
+    while (chunk_ + 1 < args_.plan->num_chunks && index >= args_.plan->chunks[chunk_ + 1].first_item) ++chunk_;
+    const PrefillChunk& chunk = args_.plan->chunks[chunk_];
+    index -= chunk.first_item;
+    const int group = index / (chunk.items * chunk.group_heads);
+    index -= group * (chunk.items * chunk.group_heads);
     const int first_head = group * chunk.group_heads;
     const int heads = min(chunk.group_heads, args_.num_heads - first_head);
     const int row = index / heads;
-    const PrefillEntry entry = args_.entries[chunk.first_entry + row];
+    const PrefillEntry entry = args_.entries[chunk.first_entry + row + (second_ ? chunk.items : 0)];
+    second_ = !second_ && row + chunk.items < chunk.entries;
     const int head = first_head + index - row * heads;
 
     const int first_key = args_.mask.first(entry.position);
@@ -183,7 +186,8 @@ class PrefillScheduler {
   RingPlace<Config::kTileSlots> place_;
   RingPlace<Config::kQuerySlots> query_;
   int announced_ = 0;
-  int chunk_ = 0;  // of the tile last found
+  int chunk_ = 0;        // of the tile last found
+  bool second_ = false;  // whether an item's second tile is to come
 };
 
 }  // namespace onepass::hopper

@@ -25,8 +25,6 @@ template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// The same as wgmma_wait<0>, in words that the compiler does not take for the same.
-__device__ inline void wgmma_wait_all() { asm volatile("wgmma.wait_group.sync.aligned 0;  // all" ::: "memory"); }
 template <int kCount>
 __device__ inline void wgmma_touch(float (&d)[kCount]) {
 #pragma unroll
