@@ -128,11 +128,13 @@ TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
   }
 }
 
-// Many times more tiles than multiprocessors, of requests of odd lengths: kernels deal tiles out in several ways by then.
+// Many times more tiles than multiprocessors, of requests of odd lengths: kernels deal tiles out in several ways by
+// then.
 TEST_P(AttentionCudaTest, SharesOutManyTiles) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 13);
   std::vector<AttentionSpec> specs;
-  for (const auto& [head_dim, causal, prefix] : {std::tuple{128, true, 0}, {128, true, 700}, {128, false, 0}, {64, true, 0}}) {
+  for (const auto& [head_dim, causal, prefix] :
+       {std::tuple{128, true, 0}, {128, true, 700}, {128, false, 0}, {64, true, 0}}) {
     AttentionSpec spec;
     for (int b = 0; b < 41; ++b) {
       spec.seqlens_q.push_back(static_cast<int>(rng() % 400));

@@ -3,7 +3,7 @@
 
 #include "attention/cuda/hopper_decode_args.h"
 #include "attention/cuda/kernels.h"
-#include "attention/cuda/tensor_map.h"
+#include "tensor/cuda/tensor_map.h"
 
 namespace onepass {
 namespace {

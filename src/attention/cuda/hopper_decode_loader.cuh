@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention/cuda/hopper_decode_opening.cuh"
-#include "attention/cuda/hopper_ptx.cuh"
+#include "tensor/cuda/hopper_ptx.cuh"
 
 namespace onepass::hopper_decode {
 

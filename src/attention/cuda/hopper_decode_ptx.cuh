@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "attention/cuda/ptx.cuh"
+#include "tensor/cuda/ptx.cuh"
 
 namespace onepass::hopper_decode {
 

@@ -7,13 +7,16 @@
 
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/merge.h"
-#include "attention/cuda/tensor_map.h"
 #include "tensor/cuda/cuda_status.h"
+#include "tensor/cuda/tensor_map.h"
 
 namespace onepass {
 namespace {
 
 using hopper::PrefillKernel;
+
+// What the L2 cache fetches at once. With 256 bytes the halves of the cache bring each other 1.4 times as much.
+constexpr CUtensorMapL2promotion kFetched = CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
 
 // Whether the kernel's copies are good for the problem's pages: boxes are not for pages that are small, or that blocks
 // of keys cannot be cut into.
@@ -169,7 +172,7 @@ StatusOr<CUtensorMap> key_value_map(const AttentionParams& p, const void* data, 
   const int64_t sizes[] = {head_dim, p.num_heads_kv, rows, p.total_kv_rows / rows};
   const int64_t strides[] = {head_stride, row_stride, paged ? page_stride : row_stride};
   const int box[] = {64, 1, box_rows, 1};
-  return make_tensor_map(data, p.kv_dtype, sizes, strides, box);
+  return make_tensor_map(data, p.kv_dtype, sizes, strides, box, kFetched);
 }
 
 hopper::PrefillRows rows(const void* data, int64_t page_stride, int64_t row_stride, int64_t head_stride) {
@@ -215,13 +218,13 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
     const int64_t sizes[] = {p.head_dim, p.num_heads, p.total_q};
     const int64_t strides[] = {p.q_head_stride, p.q_row_stride};
     const int box[] = {64, 1, 64};  // each consumer's
-    ONEPASS_ASSIGN_OR_RETURN(maps.q, make_tensor_map(p.q, p.q_dtype, sizes, strides, box));
+    ONEPASS_ASSIGN_OR_RETURN(maps.q, make_tensor_map(p.q, p.q_dtype, sizes, strides, box, kFetched));
   }
   {
     const int64_t sizes[] = {p.head_dim_v, p.num_heads, p.total_q};
     const int64_t strides[] = {p.out_head_stride, p.out_row_stride};
     const int box[] = {64, 1, 16};
-    ONEPASS_ASSIGN_OR_RETURN(maps.out, make_tensor_map(p.out, p.out_dtype, sizes, strides, box));
+    ONEPASS_ASSIGN_OR_RETURN(maps.out, make_tensor_map(p.out, p.out_dtype, sizes, strides, box, kFetched));
   }
   if (!kernel.gathers) {
     ONEPASS_ASSIGN_OR_RETURN(

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "attention/cuda/hopper_prefill.h"
-#include "attention/cuda/hopper_ptx.cuh"
-#include "attention/cuda/hopper_wgmma.cuh"
+#include "tensor/cuda/hopper_ptx.cuh"
+#include "tensor/cuda/hopper_wgmma.cuh"
 
 namespace onepass::hopper {
 

@@ -62,8 +62,7 @@ __device__ int64_t request_weight(const PrefillPlanArgs& args, int b) {
 // 32 x 512: 300 to 321 TFLOP/s, of 16 x 1,024: 437 to 447, of 8 x 2,048: 550 to 544.
 __device__ bool bound_by_memory(const PrefillPlanArgs& args, int64_t total_keys) {
   const bool causal = args.mask.window_right >= 0 && args.mask.window_left < 0 && args.mask.chunk == 0;
-  return causal && total_keys <= int64_t{1024} * args.batch &&
-         total_keys < 2 * int64_t{args.cu_seqlens_q[args.batch]};
+  return causal && total_keys <= int64_t{1024} * args.batch && total_keys < 2 * int64_t{args.cu_seqlens_q[args.batch]};
 }
 
 // The last request that begins at or before the tile, and is not empty.

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "attention/cuda/hopper_ptx.cuh"
+#include "tensor/cuda/hopper_ptx.cuh"
 
 namespace onepass::hopper {
 

@@ -4,7 +4,7 @@
 // empty part changes no bit; so with a fixed split size it does not matter who computed what.
 #pragma once
 
-#include "attention/cuda/exp2.cuh"
+#include "tensor/cuda/exp2.cuh"
 
 namespace onepass {
 

@@ -11,21 +11,9 @@
 
 #include "base/status.h"
 #include "tensor/cuda/cuda_status.h"
+#include "tensor/cuda/ptx.cuh"
 
 namespace onepass {
-
-__device__ inline void wait_for_earlier_kernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the next kernel's blocks begin as far as their own wait, once all blocks of this one have come here or ended.
-__device__ inline void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 struct LaunchShape {
   dim3 grid;

@@ -1,9 +1,9 @@
 #include <array>
 #include <vector>
 
-#include "attention/cuda/tensor_map.h"
 #include "models/cuda/layer_stack_kernel.h"
 #include "models/layer_stack.h"
+#include "tensor/cuda/tensor_map.h"
 #include "tensor/device_buffer.h"
 
 namespace onepass {

@@ -13,9 +13,9 @@
 // cache are served in the order in which they are issued.
 #pragma once
 
-#include "attention/cuda/hopper_ptx.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "models/cuda/layer_stack_layout.cuh"
+#include "tensor/cuda/hopper_ptx.cuh"
 
 namespace onepass::layer_stack {
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "attention/cuda/exp2.cuh"
 #include "attention/cuda/portable/kernel_params.h"
+#include "tensor/cuda/exp2.cuh"
 
 namespace onepass::portable {
 

@@ -3,7 +3,7 @@
 
 #include "attention/cuda/merge_fold.cuh"
 #include "attention/cuda/portable/work_item.cuh"
-#include "attention/cuda/ptx.cuh"
+#include "tensor/cuda/ptx.cuh"
 
 namespace onepass::portable {
 

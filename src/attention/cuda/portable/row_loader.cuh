@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "attention/cuda/portable/shared_rows.cuh"
-#include "attention/cuda/ptx.cuh"
+#include "tensor/cuda/ptx.cuh"
 
 namespace onepass::portable {
 

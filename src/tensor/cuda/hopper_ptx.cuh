@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "attention/cuda/ptx.cuh"
+#include "tensor/cuda/ptx.cuh"
 
 namespace onepass::hopper {
 
@@ -141,6 +141,14 @@ constexpr uint64_t kEvictNormal = 0x1000000000000000ull;
 constexpr uint64_t kEvictFirst = 0x12F0000000000000ull;
 constexpr uint64_t kEvictLast = 0x14F0000000000000ull;
 
+__device__ inline void copy_box_2d(uint32_t shared, const CUtensorMap* map, int c0, int c1, uint32_t barrier,
+                                   uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "l"(policy)
+      : "memory");
+}
 __device__ inline void copy_box_3d(uint32_t shared, const CUtensorMap* map, int c0, int c1, int c2, uint32_t barrier,
                                    uint64_t policy) {
   asm volatile(
@@ -159,6 +167,14 @@ __device__ inline void copy_box_4d(uint32_t shared, const CUtensorMap* map, int 
 }
 // The same to the thread blocks of a cluster whose bits are set in `mask`, at the same place in each and with the
 // bytes told to the same barrier of each.
+__device__ inline void copy_box_2d_multicast(uint32_t shared, const CUtensorMap* map, int c0, int c1, uint32_t barrier,
+                                             uint16_t mask, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
+      " [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "h"(mask), "l"(policy)
+      : "memory");
+}
 __device__ inline void copy_box_4d_multicast(uint32_t shared, const CUtensorMap* map, int c0, int c1, int c2, int c3,
                                              uint32_t barrier, uint16_t mask, uint64_t policy) {
   asm volatile(

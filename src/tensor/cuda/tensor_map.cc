@@ -1,4 +1,4 @@
-#include "attention/cuda/tensor_map.h"
+#include "tensor/cuda/tensor_map.h"
 
 #include <cuda_runtime_api.h>
 

@@ -1,5 +1,5 @@
-// Instructions of sm_80 and later that C++ has no words for, one thin wrapper each, for all kernels of this folder;
-// what only one of them uses stands beside it. Shared memory is named by its 32-bit address throughout.
+// Instructions of sm_80 and later that C++ has no words for, one thin wrapper each, for the kernels of all rooms; what
+// only one of them uses stands beside it. Shared memory is named by its 32-bit address throughout.
 //
 // m16n8k16: D[16, 8] += A[16, 16] B[16, 8]. Lane l = 4 g + t of a warp holds of D rows g and g + 8, columns 2 t and 2 t
 // + 1 (elements 0, 1 and 2, 3); of A the same rows, columns 2 t, 2 t + 1 and the same + 8; of B column g.
@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "attention/cuda/exp2.cuh"
+#include "tensor/cuda/exp2.cuh"
 
 namespace onepass {
 
@@ -75,10 +75,19 @@ __device__ inline void named_barrier_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Programmatic dependent launch (sm_90): waits until the kernels before this one are complete and their writes visible.
-__device__ inline void wait_for_earlier_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Programmatic dependent launch (from sm_90 on; before it, nothing): waits until the kernels before this one are
+// complete and their writes visible.
+__device__ inline void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // Lets the next kernel's blocks begin as far as their own wait, once all blocks of this one have come here or ended.
-__device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 }  // namespace onepass

@@ -17,6 +17,6 @@ namespace onepass {
 // driver's library: the runtime is asked for the entry point.
 StatusOr<CUtensorMap> make_tensor_map(const void* data, DType dtype, std::span<const int64_t> sizes,
                                       std::span<const int64_t> strides, std::span<const int> box,
-                                      CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
+                                      CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
 
 }  // namespace onepass
