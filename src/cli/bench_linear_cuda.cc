@@ -10,6 +10,7 @@
 #include "cli/bench_cuda_timing.h"
 #include "kernels/cuda/cublaslt_linear.h"
 #include "kernels/cuda/fill_random.h"
+#include "kernels/cuda/hopper_linear.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/stream_linear.h"
 #include "tensor/cuda/cuda_stream.h"
@@ -109,6 +110,11 @@ Status Bench::measure_all(const LinearLayerShape& shape, const Layer& layer) {
   for (const StreamLinearPlan& plan : stream_linear_plans(shape.cols, params.num_rows, params.norm != nullptr, gpu_)) {
     ONEPASS_RETURN_IF_ERROR(measure(shape, layer, to_string(plan), [&](const CudaLinearParams& p) {
       return run_stream_linear(p, plan, gpu_, stream_.get());
+    }));
+  }
+  for (const HopperLinearPlan& plan : hopper_linear_plans(shape.rows, /*gated=*/false, params.num_rows, gpu_)) {
+    ONEPASS_RETURN_IF_ERROR(measure(shape, layer, to_string(plan), [&](const CudaLinearParams& p) {
+      return run_hopper_linear(p, plan, gpu_, stream_.get());
     }));
   }
   ONEPASS_ASSIGN_OR_RETURN(const auto cublaslt, CublasLtLinear::create());

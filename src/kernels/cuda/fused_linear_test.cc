@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_kernel_test.h"
+#include "kernels/cuda/hopper_linear.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/rms_norm.h"
 #include "kernels/cuda/silu_and_mul.h"
@@ -62,8 +63,9 @@ class FusedLinearCudaTest : public CudaKernelTest {
     return p;
   }
 
-  // The norm, the product by the stream kernel's plan and the activation, one after the other.
-  Status run_apart(const CudaLinearParams& params, const StreamLinearPlan& plan) {
+  // The norm, the product by one of our own kernels and the activation, one after the other.
+  template <typename Product>
+  Status run_apart(const CudaLinearParams& params, const Product& product) {
     CudaLinearParams p = params;
     if (p.norm != nullptr) {
       ONEPASS_RETURN_IF_ERROR(run_rms_norm_cuda({.x = p.x,
@@ -80,7 +82,7 @@ class FusedLinearCudaTest : public CudaKernelTest {
       p.x = p.normed, p.x_row_stride = p.cols, p.norm = nullptr;
     }
     if (p.gated) p.y = p.products, p.y_row_stride = p.rows, p.gated = false;
-    ONEPASS_RETURN_IF_ERROR(run_stream_linear(p, plan, gpu_, stream_->get()));
+    ONEPASS_RETURN_IF_ERROR(product(p));
     if (!params.gated) return ok_status();
     return run_silu_and_mul_cuda({.dtype = p.dtype,
                                   .gate_up = p.y,
@@ -127,8 +129,29 @@ TEST_F(FusedLinearCudaTest, FusedIsSeparate) {
     if (stream_linear_shared_bytes(cols, num_rows, plan) > gpu_.shared_memory_bytes) continue;
     if (plan.cluster > 1 && gpu_.compute_capability < 90) continue;
     SCOPED_TRACE(fused_words(p) << ", " << to_string(plan));
-    const auto expected = result_of(p, [&] { return run_apart(p.params, plan); });
-    const auto found = result_of(p, [&] { return run_stream_linear(p.params, plan, gpu_, stream_->get()); });
+    const auto product = [&](const CudaLinearParams& params) {
+      return run_stream_linear(params, plan, gpu_, stream_->get());
+    };
+    const auto expected = result_of(p, [&] { return run_apart(p.params, product); });
+    const auto found = result_of(p, [&] { return product(p.params); });
+    ASSERT_EQ(found, expected);
+    if (HasFailure()) return;
+  }
+}
+
+// The kernel for Hopper sums in one order whatever its plan.
+TEST_F(FusedLinearCudaTest, FusedIsSeparateOnHopper) {
+  if (gpu_.compute_capability != 90) GTEST_SKIP() << "for Hopper";
+  for (int round = 0; round < 100; ++round) {
+    FusedProblem p = random_fused(one_of<int64_t>({264, 512, 1024, 4096}), one_of<int64_t>({9, 17, 64, 65, 128}),
+                                  /*has_norm=*/false, /*gated=*/true);
+    const auto product = [&](const CudaLinearParams& params) {
+      const HopperLinearPlan plan{.tile_rows = one_of({32, 48, 64, 96, 128, 192, 224}), .cluster = one_of({1, 2, 4})};
+      return run_hopper_linear(params, plan, gpu_, stream_->get());
+    };
+    SCOPED_TRACE(fused_words(p));
+    const auto expected = result_of(p, [&] { return run_apart(p.params, product); });
+    const auto found = result_of(p, [&] { return product(p.params); });
     ASSERT_EQ(found, expected);
     if (HasFailure()) return;
   }

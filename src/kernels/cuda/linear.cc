@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "kernels/cuda/cublaslt_linear.h"
+#include "kernels/cuda/hopper_linear.h"
 #include "kernels/cuda/linear_plans.h"
 #include "kernels/cuda/linear_timing.h"
 #include "kernels/cuda/rms_norm.h"
@@ -185,7 +186,10 @@ Status CudaLinear::Impl::prepare_up_to(const CudaLinearParams& params) {
 std::vector<LinearPlan> CudaLinear::Impl::candidates(const CudaLinearParams& params) const {
   std::vector<LinearPlan> plans;
   for (const StreamLinearPlan& plan : stream_linear_plans(params.cols, params.num_rows, params.norm != nullptr, gpu_)) {
-    plans.push_back({.stream = true, .stream_plan = plan});
+    plans.push_back({.kernel = LinearPlan::Kernel::kStream, .stream = plan});
+  }
+  for (const HopperLinearPlan& plan : hopper_linear_plans(params.y_cols(), params.gated, params.num_rows, gpu_)) {
+    plans.push_back({.kernel = LinearPlan::Kernel::kHopper, .hopper = plan});
   }
   // That the library has nothing for a shape is an error only where there is nothing else.
   const auto algorithms = cublaslt_->algorithms(product_alone(params), num_algorithms(params.num_rows));
@@ -269,10 +273,12 @@ Status CudaLinear::Impl::run_cublaslt(const LinearPlan& plan, const CudaLinearPa
 }
 
 Status CudaLinear::Impl::run(const LinearPlan& plan, const CudaLinearParams& params, CUstream_st* stream) {
-  const bool has_norm_apart = params.norm != nullptr && !(plan.stream && plan.stream_plan.norm_inside);
+  const bool norm_inside = plan.kernel == LinearPlan::Kernel::kStream && plan.stream.norm_inside;
+  const bool has_norm_apart = params.norm != nullptr && !norm_inside;
   if (has_norm_apart) ONEPASS_RETURN_IF_ERROR(run_norm(params, stream));
   const CudaLinearParams normed = has_norm_apart ? without_norm(params) : params;
-  if (plan.stream) return run_stream_linear(normed, plan.stream_plan, gpu_, stream);
+  if (plan.kernel == LinearPlan::Kernel::kStream) return run_stream_linear(normed, plan.stream, gpu_, stream);
+  if (plan.kernel == LinearPlan::Kernel::kHopper) return run_hopper_linear(normed, plan.hopper, gpu_, stream);
   ONEPASS_RETURN_IF_ERROR(run_cublaslt(plan, without_activation(normed), stream));
   return params.gated ? run_activation(params, stream) : ok_status();
 }
@@ -285,7 +291,7 @@ Status CudaLinear::Impl::run(const CudaLinearParams& params, CUstream_st* stream
     // The norm's bits are the same within the product and apart.
     ONEPASS_ASSIGN_OR_RETURN(const StreamLinearPlan plan,
                              batch_invariant_plan(params.cols, params.num_rows, params.norm != nullptr, gpu_));
-    return run({.stream = true, .stream_plan = plan}, params, stream);
+    return run({.kernel = LinearPlan::Kernel::kStream, .stream = plan}, params, stream);
   }
   if (!exact_.empty()) {
     if (const auto it = exact_.find(shape_of(params)); it != exact_.end()) return run(it->second, params, stream);
@@ -316,7 +322,14 @@ std::string CudaLinear::Impl::describe(const CudaLinearParams& params) const {
   LinearShape shape = shape_of(params);
   shape.num_rows = planned_num_rows(params.num_rows);
   if (const auto it = plans_.find(shape); it != plans_.end()) {
-    return it->second.stream ? to_string(it->second.stream_plan) : "cublaslt";
+    switch (it->second.kernel) {
+      case LinearPlan::Kernel::kCublasLt:
+        return "cublaslt";
+      case LinearPlan::Kernel::kStream:
+        return to_string(it->second.stream);
+      case LinearPlan::Kernel::kHopper:
+        return to_string(it->second.hopper);
+    }
   }
   if (!options_.batch_invariant) return "none";
   const auto plan = batch_invariant_plan(params.cols, params.num_rows, params.norm != nullptr, gpu_);

@@ -1,5 +1,6 @@
-// Dense layers on a GPU: y = x W^T (+ bias), by cuBLASLt, and for few rows by a kernel of our own that reads the
-// weights at the memory's speed; with the norm before and the gated activation behind it, which that kernel takes in.
+// Dense layers on a GPU: y = x W^T (+ bias), by cuBLASLt, and for few rows by kernels of our own that read the weights
+// at the memory's speed; with the norm before (which that for the fewest rows takes in) and the gated activation behind
+// it (which both take in).
 #pragma once
 
 #include <cstdint>
@@ -70,7 +71,7 @@ class CudaLinear {
   Status prepare_up_to(const CudaLinearParams& params);
   // Queues the work. The error names the field that is wrong, or is a CUDA error.
   Status run(const CudaLinearParams& params, CUstream_st* stream);
-  // The plan of a prepared shape in a word, for people: "cublaslt", "stream-..." (of our own) or "none".
+  // The plan of a prepared shape in a word, for people: "cublaslt", "stream-...", "hopper-..." (of our own) or "none".
   std::string describe(const CudaLinearParams& params) const;
 
  private:

@@ -12,7 +12,7 @@
 namespace onepass {
 namespace {
 
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 constexpr int64_t kLargest = int64_t{1} << 40;
 
 nlohmann::json header(const LinearMachine& machine) {
@@ -60,16 +60,24 @@ std::optional<LinearPlan> to_plan(const nlohmann::json& entry) {
   LinearPlan plan;
   if (const auto it = entry.find("stream"); it != entry.end()) {
     if (!is_array(*it, 5) || !(*it)[4].is_boolean()) return std::nullopt;
-    plan.stream_plan.norm_inside = (*it)[4].get<bool>();
-    int* const parts[] = {&plan.stream_plan.tile_rows, &plan.stream_plan.x_tiles, &plan.stream_plan.cluster,
-                          &plan.stream_plan.blocks_per_sm};
+    plan.stream.norm_inside = (*it)[4].get<bool>();
+    int* const parts[] = {&plan.stream.tile_rows, &plan.stream.x_tiles, &plan.stream.cluster,
+                          &plan.stream.blocks_per_sm};
     for (int i = 0; i < 4; ++i) {
       const auto n = number((*it)[i], 64);
       if (!n.has_value()) return std::nullopt;
       *parts[i] = static_cast<int>(*n);
     }
-    plan.stream = true;
-    return is_valid(plan.stream_plan) ? std::optional(plan) : std::nullopt;
+    plan.kernel = LinearPlan::Kernel::kStream;
+    return is_valid(plan.stream) ? std::optional(plan) : std::nullopt;
+  }
+  if (const auto it = entry.find("hopper"); it != entry.end()) {
+    if (!is_array(*it, 2)) return std::nullopt;
+    const auto tile_rows = number((*it)[0], 1024), cluster = number((*it)[1], 64);
+    if (!tile_rows.has_value() || !cluster.has_value()) return std::nullopt;
+    plan.kernel = LinearPlan::Kernel::kHopper;
+    plan.hopper = {.tile_rows = static_cast<int>(*tile_rows), .cluster = static_cast<int>(*cluster)};
+    return is_valid(plan.hopper) ? std::optional(plan) : std::nullopt;
   }
   const auto it = entry.find("algorithm");
   if (it == entry.end() || !is_array(*it, plan.algorithm.size())) return std::nullopt;
@@ -121,8 +129,9 @@ LinearPlans read_linear_plans(const std::string& path, const LinearMachine& mach
     const auto shape = to_shape(entry["shape"]);
     const auto plan = to_plan(entry);
     if (!shape.has_value() || !plan.has_value()) return {};
-    const bool norm_inside = plan->stream && plan->stream_plan.norm_inside;
-    if (norm_inside && !(shape->has_norm && stream_linear_can_norm(shape->cols, plan->stream_plan))) return {};
+    const bool norm_inside = plan->kernel == LinearPlan::Kernel::kStream && plan->stream.norm_inside;
+    if (norm_inside && !(shape->has_norm && stream_linear_can_norm(shape->cols, plan->stream))) return {};
+    if (plan->kernel == LinearPlan::Kernel::kHopper && shape->num_rows > kHopperLinearRows) return {};
     plans.emplace(*shape, *plan);
   }
   return plans;
@@ -132,11 +141,18 @@ Status write_linear_plans(const std::string& path, const LinearMachine& machine,
   nlohmann::json entries = nlohmann::json::array();
   for (const auto& [shape, plan] : plans) {
     nlohmann::json entry = {{"shape", to_json(shape)}};
-    if (plan.stream) {
-      const StreamLinearPlan& s = plan.stream_plan;
-      entry["stream"] = {s.tile_rows, s.x_tiles, s.cluster, s.blocks_per_sm, s.norm_inside};
-    } else {
-      entry["algorithm"] = plan.algorithm;
+    switch (plan.kernel) {
+      case LinearPlan::Kernel::kCublasLt:
+        entry["algorithm"] = plan.algorithm;
+        break;
+      case LinearPlan::Kernel::kStream: {
+        const StreamLinearPlan& s = plan.stream;
+        entry["stream"] = {s.tile_rows, s.x_tiles, s.cluster, s.blocks_per_sm, s.norm_inside};
+        break;
+      }
+      case LinearPlan::Kernel::kHopper:
+        entry["hopper"] = {plan.hopper.tile_rows, plan.hopper.cluster};
+        break;
     }
     entries.push_back(std::move(entry));
   }

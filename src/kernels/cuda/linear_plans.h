@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "kernels/cuda/hopper_linear_plan.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/stream_linear_plan.h"
 
@@ -29,9 +30,11 @@ LinearShape shape_of(const CudaLinearParams& params);
 int64_t planned_num_rows(int64_t num_rows);
 
 struct LinearPlan {
-  bool stream = false;                  // by run_stream_linear, else by cuBLASLt
-  StreamLinearPlan stream_plan;         // stream
-  std::array<uint64_t, 8> algorithm{};  // else: a cublasLtMatmulAlgo_t
+  enum class Kernel { kCublasLt, kStream, kHopper };
+  Kernel kernel = Kernel::kCublasLt;
+  std::array<uint64_t, 8> algorithm{};  // kCublasLt: a cublasLtMatmulAlgo_t
+  StreamLinearPlan stream;              // kStream: of run_stream_linear
+  HopperLinearPlan hopper;              // kHopper: of run_hopper_linear
 
   bool operator==(const LinearPlan&) const = default;
 };

@@ -22,7 +22,8 @@ class LinearPlansTest : public testing::Test {
   const LinearMachine machine_{.gpu = "NVIDIA H100", .driver_version = 13000, .cublaslt_version = 130001};
   const LinearPlans plans_ = {
       {{.rows = 4096, .cols = 1024, .num_rows = 1, .x_row_stride = 1024, .y_row_stride = 4096, .has_bias = true},
-       {.stream = true, .stream_plan = {.tile_rows = 8, .x_tiles = 2, .cluster = 4, .blocks_per_sm = 2}}},
+       {.kernel = LinearPlan::Kernel::kStream,
+        .stream = {.tile_rows = 8, .x_tiles = 2, .cluster = 4, .blocks_per_sm = 2}}},
       {{.rows = 4096,
         .cols = 1024,
         .num_rows = 1,
@@ -30,7 +31,9 @@ class LinearPlansTest : public testing::Test {
         .y_row_stride = 2048,
         .has_norm = true,
         .gated = true},
-       {.stream = true, .stream_plan = {.norm_inside = true}}},
+       {.kernel = LinearPlan::Kernel::kStream, .stream = {.norm_inside = true}}},
+      {{.rows = 6144, .cols = 4096, .num_rows = 64, .x_row_stride = 4096, .y_row_stride = 6144},
+       {.kernel = LinearPlan::Kernel::kHopper, .hopper = {.tile_rows = 48, .cluster = 4}}},
       {{.y_dtype = DType::kF32, .rows = 8, .cols = 8, .num_rows = 96, .x_row_stride = 8, .y_row_stride = 8},
        {.algorithm = {1, 0xffffffffffffffffu, 3, 4, 5, 6, 7, 8}}}};
 };
@@ -64,9 +67,16 @@ TEST_F(LinearPlansTest, TakesNothingFromABrokenFile) {
     write(text.substr(0, length));
     EXPECT_TRUE(read_linear_plans(path_, machine_).empty()) << "cut to " << length;
   }
-  const std::pair<std::string, std::string> changes[] = {
-      {"4096", "-4096"}, {"4096", "\"4096\""}, {"\"shape\"", "\"form\""}, {"bfloat16", "b16"},
-      {"true", "1"},     {"false", "0"},       {"\"plans\"", "\"plan\""}, {"\"stream\"", "\"flow\""}};
+  const std::pair<std::string, std::string> changes[] = {{"4096", "-4096"},
+                                                         {"4096", "\"4096\""},
+                                                         {"\"shape\"", "\"form\""},
+                                                         {"bfloat16", "b16"},
+                                                         {"true", "1"},
+                                                         {"false", "0"},
+                                                         {"\"plans\"", "\"plan\""},
+                                                         {"\"stream\"", "\"flow\""},
+                                                         {"\"hopper\": [", "\"hopper\": [47, "},
+                                                         {"\"hopper\"", "\"volta\""}};
   for (const auto& [from, to] : changes) {
     std::string changed = text;
     changed.replace(changed.find(from), from.size(), to);
@@ -94,6 +104,25 @@ TEST(PlannedNumRows, IsTheNextOfAFew) {
   EXPECT_EQ(planned_num_rows(17), 24);
   EXPECT_EQ(planned_num_rows(25), 32);
   EXPECT_EQ(planned_num_rows(33), 48);
+}
+
+TEST(HopperLinearPlan, SharesRowsOutEvenly) {
+  const GpuInfo h100{.compute_capability = 90, .multiprocessors = 132};
+  const auto first = [&](int64_t y_cols, bool gated) { return hopper_linear_plans(y_cols, gated, 64, h100).at(0); };
+  // 128 tiles each, of Llama-3.1-8B's layers.
+  EXPECT_EQ(first(6144, false).tile_rows, 48);
+  EXPECT_EQ(first(4096, false).tile_rows, 32);
+  EXPECT_EQ(first(14336, true).tile_rows, 224);
+  for (const int64_t y_cols : {1, 1000, 128256}) {
+    for (int64_t num_rows = 1; num_rows < 200; ++num_rows) {
+      const auto plans = hopper_linear_plans(y_cols, false, num_rows, h100);
+      EXPECT_EQ(plans.empty(), num_rows < 9 || num_rows > 128) << num_rows << " rows";
+      for (const HopperLinearPlan& plan : plans) EXPECT_TRUE(is_valid(plan)) << to_string(plan);
+    }
+  }
+  GpuInfo other = h100;
+  other.compute_capability = 100;
+  EXPECT_TRUE(hopper_linear_plans(4096, false, 64, other).empty());
 }
 
 TEST(StreamLinearPlan, FitsAndIsOfOneKindForAllBatches) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_kernel_test.h"
+#include "kernels/cuda/hopper_linear.h"
 #include "kernels/cuda/stream_linear.h"
 #include "tensor/cuda/cuda_copy.h"
 
@@ -139,6 +140,29 @@ TEST_F(LinearCudaTest, EveryStreamPlanAgreesWithFloat64) {
   }
 }
 
+// The same of the kernel for Hopper.
+TEST_F(LinearCudaTest, EveryHopperPlanAgreesWithFloat64) {
+  if (gpu_.compute_capability != 90) GTEST_SKIP() << "for Hopper";
+  for (int round = 0; round < 150; ++round) {
+    const int64_t num_rows = one_of<int64_t>({1, 8, 9, 16, 17, 33, 63, 64, 65, 100, 127, 128});
+    // Several tiles for each block too: 132 blocks of 32 rows are 4,224.
+    const bool is_long = round % 10 == 9;
+    const Problem p = random_problem(is_long ? one_of<int64_t>({9000, 20001}) : random_rows(),
+                                     is_long ? one_of<int64_t>({64, 136}) : random_cols(), num_rows);
+    const HopperLinearPlan plan{.tile_rows = one_of({32, 48, 64, 96, 128, 192, 224}), .cluster = one_of({1, 2, 4})};
+    SCOPED_TRACE(words(p) << ", " << to_string(plan));
+    expect_correct(p, run_hopper_linear(p.params, plan, gpu_, stream_->get()));
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(LinearCudaTest, HopperPlansNameWhatTheyDoNotTake) {
+  Problem p = random_problem(64, 64, 129);
+  const Status status = run_hopper_linear(p.params, {.tile_rows = 64}, gpu_, stream_->get());
+  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
+  EXPECT_NE(status.message().find("129"), absl::string_view::npos) << status;
+}
+
 // The shapes at which x no longer fits at once, and those with several tiles for each block.
 TEST_F(LinearCudaTest, LargeShapes) {
   const auto linear = make(), invariant = make({.batch_invariant = true});
@@ -224,16 +248,21 @@ TEST_F(LinearCudaTest, WaitsForTheLayerBefore) {
   for (int i = 0; i <= kLayers; ++i) states.push_back(upload(i == 0 ? x : std::vector<float>(kWide), DType::kBF16));
   const auto layers = [&]() -> Status {
     for (int i = 0; i < kLayers; ++i) {
-      ONEPASS_RETURN_IF_ERROR(run_stream_linear({.x = states[i].data(),
-                                                 .x_row_stride = kWide,
-                                                 .num_rows = 1,
-                                                 .weight = weight_device.data(),
-                                                 .rows = kWide,
-                                                 .cols = kWide,
-                                                 .y = states[i + 1].data(),
-                                                 .y_row_stride = kWide},
-                                                {.tile_rows = i % 2 == 0 ? 16 : 8, .blocks_per_sm = 1 + i / 2 % 2},
-                                                gpu_, stream_->get()));
+      const CudaLinearParams params{.x = states[i].data(),
+                                    .x_row_stride = kWide,
+                                    .num_rows = 1,
+                                    .weight = weight_device.data(),
+                                    .rows = kWide,
+                                    .cols = kWide,
+                                    .y = states[i + 1].data(),
+                                    .y_row_stride = kWide};
+      if (gpu_.compute_capability == 90 && i % 3 == 2) {
+        ONEPASS_RETURN_IF_ERROR(
+            run_hopper_linear(params, {.tile_rows = 32 + i % 2 * 32, .cluster = 1 << i / 3 % 3}, gpu_, stream_->get()));
+        continue;
+      }
+      ONEPASS_RETURN_IF_ERROR(run_stream_linear(
+          params, {.tile_rows = i % 2 == 0 ? 16 : 8, .blocks_per_sm = 1 + i / 2 % 2}, gpu_, stream_->get()));
     }
     return ok_status();
   };
