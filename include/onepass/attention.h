@@ -168,7 +168,8 @@ ONEPASS_API onepass_status onepass_attention_scratch_bytes(const onepass_device*
 
 /* One plan serves every run whose params differ in addresses alone (cu_seqlens_q and cache_seqlens included, while they
  * hold the same numbers; page tables may differ: what a plan reads of the one it is given is a hint). `stream` is a
- * cudaStream_t. q, k, v and out begin at multiples of 16 bytes. */
+ * cudaStream_t. q, k, v and out begin at multiples of 16 bytes. Strides that are no multiples of 16 bytes are served
+ * by the kernel "naive" alone. */
 ONEPASS_API onepass_status onepass_attention_plan(const onepass_device* device, const onepass_attention_kernel* kernel,
                                                   const onepass_attention_params* params, void* scratch,
                                                   int64_t scratch_bytes, void* stream, char* message,

@@ -1,10 +1,14 @@
 #include "attention/attention_params.h"
 
+#include <cmath>
+
 namespace onepass {
 
 Status validate(const AttentionParams& p) {
   if (p.batch < 0) return invalid_argument("attention: batch: expected at least 0, found ", p.batch);
   if (p.total_q < 0) return invalid_argument("attention: total_q: expected at least 0, found ", p.total_q);
+  if (p.max_seqlen_q < 0)
+    return invalid_argument("attention: max_seqlen_q: expected at least 0, found ", p.max_seqlen_q);
   if (p.num_heads_kv <= 0)
     return invalid_argument("attention: num_heads_kv: expected at least 1, found ", p.num_heads_kv);
   if (p.num_heads <= 0 || p.num_heads % p.num_heads_kv != 0) {
@@ -21,6 +25,9 @@ Status validate(const AttentionParams& p) {
   }
   if (p.page_table != nullptr) {
     if (p.page_size <= 0) return invalid_argument("attention: page_size: expected at least 1, found ", p.page_size);
+    if (p.page_table_stride < 0) {
+      return invalid_argument("attention: page_table_stride: expected at least 0, found ", p.page_table_stride);
+    }
   } else if (p.batch > 0 && p.cu_seqlens_k == nullptr) {
     return invalid_argument("attention: expected a page_table or cu_seqlens_k, found neither");
   }
@@ -36,7 +43,12 @@ Status validate(const AttentionParams& p) {
   if (p.attention_chunk < 0) {
     return invalid_argument("attention: attention_chunk: expected at least 0, found ", p.attention_chunk);
   }
-  if (!(p.softcap >= 0.0f)) return invalid_argument("attention: softcap: expected at least 0, found ", p.softcap);
+  if (!std::isfinite(p.softmax_scale)) {
+    return invalid_argument("attention: softmax_scale: expected a finite number, found ", p.softmax_scale);
+  }
+  if (!(p.softcap >= 0.0f) || std::isinf(p.softcap)) {
+    return invalid_argument("attention: softcap: expected a finite number of at least 0, found ", p.softcap);
+  }
   if (p.num_splits < 0) return invalid_argument("attention: num_splits: expected at least 0, found ", p.num_splits);
   if (p.split_size < 0) return invalid_argument("attention: split_size: expected at least 0, found ", p.split_size);
   if (p.batch_invariant && p.split_size == 0) {

@@ -1,5 +1,6 @@
 // Every kernel against the float64 reference, on random problems that it takes.
 #include <cmath>
+#include <limits>
 
 #include "attention/cuda/testing/kernel_test.h"
 
@@ -129,24 +130,55 @@ TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
 }
 
 // Many times more tiles than multiprocessors, of requests of odd lengths: kernels deal tiles out in several ways by
-// then.
+// then. Run twice, as what deals them out must be as it was.
 TEST_P(AttentionCudaTest, SharesOutManyTiles) {
+  struct Case {
+    int head_dim, batch, most_rows, prefix, page_size;
+    bool causal = true;
+    DType dtype = DType::kBF16;
+  };
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 13);
   std::vector<AttentionSpec> specs;
-  for (const auto& [head_dim, causal, prefix] :
-       {std::tuple{128, true, 0}, {128, true, 700}, {128, false, 0}, {64, true, 0}}) {
+  for (const Case& c : {Case{128, 41, 400, 0, 64},
+                        {128, 41, 400, 700, 64},
+                        {128, 41, 400, 0, 64, false},
+                        {128, 41, 400, 0, 1, true, DType::kF16},
+                        {64, 41, 400, 0, 64, true, DType::kF16},
+                        {256, 41, 300, 0, 0},
+                        {128, 1100, 30, 10, 16}}) {
     AttentionSpec spec;
-    for (int b = 0; b < 41; ++b) {
-      spec.seqlens_q.push_back(static_cast<int>(rng() % 400));
-      spec.seqlens_k.push_back(spec.seqlens_q.back() + static_cast<int>(rng() % (prefix + 1)));
+    for (int b = 0; b < c.batch; ++b) {
+      spec.seqlens_q.push_back(static_cast<int>(rng() % (c.most_rows + 1)));
+      spec.seqlens_k.push_back(spec.seqlens_q.back() + static_cast<int>(rng() % (c.prefix + 1)));
     }
     spec.num_heads = 16, spec.num_heads_kv = 4;
-    spec.head_dim = spec.head_dim_v = head_dim;
-    spec.page_size = 64;
-    spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
-    spec.causal = causal;
+    spec.head_dim = spec.head_dim_v = c.head_dim;
+    spec.page_size = c.page_size;
+    spec.q_dtype = spec.kv_dtype = spec.out_dtype = c.dtype;
+    spec.causal = c.causal;
     spec.seed = rng();
     specs.push_back(spec);
+  }
+  expect_right_of_those_taken(specs, /*runs=*/2);
+}
+
+// No limit in other words: beyond what sums of positions hold in 32 bits.
+TEST_P(AttentionCudaTest, TakesHugeWindows) {
+  constexpr int kHuge = std::numeric_limits<int>::max();
+  std::vector<AttentionSpec> specs;
+  for (const int seqlen_q : {1, 300}) {
+    for (const auto& [left, right] : {std::pair{kHuge, kHuge}, {-1, kHuge}, {kHuge, 0}, {kHuge - 1, 7}}) {
+      AttentionSpec spec;
+      spec.seqlens_q = {seqlen_q, seqlen_q + 2};
+      spec.seqlens_k = {400, seqlen_q};  // two rows before the first key
+      spec.num_heads = 4, spec.num_heads_kv = 2;
+      spec.head_dim = spec.head_dim_v = 128;
+      spec.page_size = 64;
+      spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
+      spec.causal = false;
+      spec.window_left = left, spec.window_right = right;
+      specs.push_back(spec);
+    }
   }
   expect_right_of_those_taken(specs);
 }

@@ -1,6 +1,8 @@
 // Which kernel serves what. Needs no GPU.
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "attention/cuda/flash_attention_cuda.h"
 
 namespace onepass {
@@ -37,12 +39,17 @@ AttentionParams problem(int seqlen_q, int num_heads, int num_heads_kv, int head_
   return p;
 }
 
+GpuInfo h100() {
+  return {.compute_capability = 90,
+          .multiprocessors = 132,
+          .l2_cache_bytes = int64_t{50} << 20,
+          .shared_memory_bytes = 232448,
+          .usable = true};
+}
+
 std::string chosen(const AttentionParams& params, int compute_capability, std::string_view name = "auto") {
-  const GpuInfo gpu = {.compute_capability = compute_capability,
-                       .multiprocessors = 132,
-                       .l2_cache_bytes = int64_t{50} << 20,
-                       .shared_memory_bytes = 232448,
-                       .usable = true};
+  GpuInfo gpu = h100();
+  gpu.compute_capability = compute_capability;
   const auto kernel = choose_cuda_attention_kernel(params, gpu, name);
   return kernel.ok() ? std::string((*kernel)->name) : std::string(kernel.status().message());
 }
@@ -75,6 +82,33 @@ TEST(ChooseCudaAttentionKernel, TakesTheFastestThatSuits) {
     EXPECT_EQ(chosen(problem(1, 32, 8, 128, 128), other), "portable") << other;
     EXPECT_EQ(chosen(problem(512, 32, 8, 128, 128), other), "portable") << other;
   }
+}
+
+TEST(ChooseCudaAttentionKernel, ChecksSizesAndStrides) {
+  for (const int seqlen_q : {1, 512}) {
+    for (int64_t AttentionParams::*stride : {&AttentionParams::q_row_stride, &AttentionParams::k_row_stride,
+                                             &AttentionParams::v_page_stride, &AttentionParams::out_head_stride}) {
+      AttentionParams p = problem(seqlen_q, 32, 8, 128, 128);
+      p.*stride += 4;
+      EXPECT_EQ(chosen(p, 90), "naive");
+      EXPECT_NE(
+          chosen(p, 90, seqlen_q == 1 ? "hopper-decode" : "hopper-prefill").find("expected a multiple of 16 bytes"),
+          std::string::npos);
+    }
+  }
+  AttentionParams p = problem(512, 32, 8, 128, 128);
+  p.max_seqlen_q = 0;
+  EXPECT_NE(chosen(p, 90).find("max_seqlen_q: expected the longest request's query tokens, found 0"),
+            std::string::npos);
+  p.max_seqlen_q = -1;
+  EXPECT_NE(chosen(p, 90).find("max_seqlen_q: expected at least 0, found -1"), std::string::npos);
+  // A bound that says nothing asks for no more memory than the rows that there are.
+  p.max_seqlen_q = std::numeric_limits<int>::max();
+  const GpuInfo gpu = h100();
+  const auto kernel = choose_cuda_attention_kernel(p, gpu, "hopper-prefill");
+  ASSERT_TRUE(kernel.ok()) << kernel.status();
+  EXPECT_GT((*kernel)->scratch_bytes(p, gpu), 0);
+  EXPECT_LT((*kernel)->scratch_bytes(p, gpu), 1 << 20);
 }
 
 TEST(ChooseCudaAttentionKernel, ANamedKernelServesWhatItSupports) {

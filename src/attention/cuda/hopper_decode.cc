@@ -3,6 +3,7 @@
 
 #include "attention/cuda/hopper_decode_args.h"
 #include "attention/cuda/kernels.h"
+#include "attention/cuda/strides.h"
 #include "tensor/cuda/tensor_map.h"
 
 namespace onepass {
@@ -30,7 +31,7 @@ int box_keys(const AttentionParams& params) {
 bool reads_pairs(const AttentionParams& params) {
   return params.head_dim == 64 && params.num_heads_kv % 2 == 0 && params.k_head_stride == 64 &&
          params.v_head_stride == 64 && params.split_size == 0 && box_keys(params) == 32 &&
-         2 * params.num_heads / params.num_heads_kv * params.max_seqlen_q <= 8 &&
+         int64_t{2} * params.num_heads / params.num_heads_kv * params.max_seqlen_q <= 8 &&
          int64_t{params.batch} * params.num_heads_kv >= kLeastHeadsForPairs;
 }
 
@@ -89,6 +90,7 @@ Status supports(const AttentionParams& params, const GpuInfo& gpu) {
                          packed_rows(params));
   }
   if (params.batch_invariant) return unimplemented("hopper-decode: batch_invariant: expected false");
+  ONEPASS_RETURN_IF_ERROR(check_strides(params, "hopper-decode"));
   if (params.split_size > 0 && params.page_table == nullptr && params.total_kv_rows == 0) {
     return unimplemented("hopper-decode: split_size: expected total_kv_rows with it, found 0");
   }

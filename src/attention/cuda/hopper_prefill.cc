@@ -7,6 +7,7 @@
 
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/merge.h"
+#include "attention/cuda/strides.h"
 #include "tensor/cuda/cuda_status.h"
 #include "tensor/cuda/tensor_map.h"
 
@@ -49,8 +50,13 @@ int workers(const PrefillKernel& kernel, const GpuInfo& gpu) {
   return kernel.paired ? gpu.multiprocessors / 2 : gpu.multiprocessors;
 }
 
+// Beyond any position, and so small that a position, both windows and a tile add up within 32 bits.
+constexpr int kUnlimited = (1 << 30) - 1024;
+
 hopper::KeyMask key_mask(const AttentionParams& p) {
-  return {.window_left = p.window_left, .window_right = p.causal ? 0 : p.window_right, .chunk = p.attention_chunk};
+  return {.window_left = std::min(p.window_left, kUnlimited),
+          .window_right = p.causal ? 0 : std::min(p.window_right, kUnlimited),
+          .chunk = p.attention_chunk};
 }
 
 Status supports(const AttentionParams& p, const GpuInfo& gpu) {
@@ -77,6 +83,7 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
     return unimplemented("hopper-prefill: attention_chunk: expected it with causal, found ", p.attention_chunk,
                          " without");
   }
+  ONEPASS_RETURN_IF_ERROR(check_strides(p, "hopper-prefill"));
   if (p.total_kv_rows <= 0) return unimplemented("hopper-prefill: total_kv_rows: expected to know it, found 0");
   const PrefillKernel* kernel = find_kernel(p);
   if (kernel == nullptr) {
@@ -104,8 +111,8 @@ struct Layout {
 
 // REQUIRES: supports().
 int64_t max_entries(const AttentionParams& p) {
-  const int rows = find_kernel(p)->rows;
-  return std::min<int64_t>(p.total_q / rows + p.batch, int64_t{p.batch} * ((p.max_seqlen_q + rows - 1) / rows));
+  const int64_t rows = find_kernel(p)->rows;
+  return std::min(p.total_q / rows + p.batch, p.batch * ((p.max_seqlen_q + rows - 1) / rows));
 }
 
 // Parts that keys are cut into where tiles are too few for the multiprocessors.
@@ -158,6 +165,7 @@ Status plan(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scr
   args.mask = key_mask(p);
   args.plan = at<hopper::PrefillPlan>(scratch, 0);
   args.entries = at<hopper::PrefillEntry>(scratch, at_bytes.entries);
+  args.most_entries = static_cast<int32_t>(max_entries(p));
   args.chunk_of_request = at<int32_t>(scratch, at_bytes.chunks);
   args.tile_of_request = args.chunk_of_request + p.batch;
   hopper::launch_prefill_plan(args, stream);

@@ -65,7 +65,7 @@ struct PrefillKernel {
   int head_dim = 0;
   int head_dim_v = 0;
   int rows = 0;           // of a tile
-  int keys = 0;           // of a block; a page of more keys is a multiple of it, one of less a divisor, unless it
+  int keys = 0;           // of a block; a page has a multiple of so many, or a divisor, unless it gathers
   bool paired = false;    // causal only: thread blocks share K and V in pairs, each bringing half of a block to both
   int shortest = 0;       // query tokens that requests have on average, at least; 0: any
   int longest = 0;        // query tokens of the longest request that it is for; 0: any

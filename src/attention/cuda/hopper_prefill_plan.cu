@@ -141,7 +141,7 @@ __global__ __launch_bounds__(kThreads, 1) void plan_kernel(PrefillPlanArgs args)
   most = max(most, 1);
 
   // Twice over the tiles: to count the bins, and to fill them, in order.
-  const int num_entries = static_cast<int>(tiles_before);
+  const int num_entries = static_cast<int>(min(tiles_before, int64_t{args.most_entries}));
   for (int pass = 0; pass < 2; ++pass) {
     for (int first = 0; first < num_entries; first += kThreads) {
       const int index = first + threadIdx.x;

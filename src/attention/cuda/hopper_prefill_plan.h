@@ -3,8 +3,8 @@
 //
 // The requests are cut into chunks. Within a chunk, heads are taken in groups whose keys and values fit in the cache;
 // within a group, the tiles go from the longest to the shortest, the heads of the group side by side. Thread blocks
-// take items of the list by an atomic counter: an item is a tile, or two of one head, one from the longer half and one
-// from the shorter, where the first brings the keys that the second finds in the cache.
+// take items of the list by an atomic counter: an item is a tile, or two of one head, one from the chunk's longer half
+// and one from the shorter (of one request where all have as many tiles).
 #pragma once
 
 #include <cstdint>
@@ -81,7 +81,8 @@ struct PrefillPlanArgs {
   KeyMask mask;
   // Results.
   PrefillPlan* plan = nullptr;
-  PrefillEntry* entries = nullptr;      // [total_q / tile_rows + batch]
+  PrefillEntry* entries = nullptr;      // [most_entries]
+  int32_t most_entries = 0;             // what is beyond it, for a max_seqlen_q that was not true, is left out
   int32_t* chunk_of_request = nullptr;  // [batch], used within
   int32_t* tile_of_request = nullptr;   // [batch], used within: the first
 };

@@ -4,6 +4,7 @@
 
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/portable/launch.h"
+#include "attention/cuda/strides.h"
 #include "tensor/cuda/cuda_status.h"
 
 namespace onepass {
@@ -35,12 +36,6 @@ const KernelSet* kernel_set(const AttentionParams& p) {
   return nullptr;
 }
 
-Status check_stride(const char* name, int64_t stride, DType dtype) {
-  if (stride * static_cast<int64_t>(size_of(dtype)) % 16 == 0) return ok_status();
-  return unimplemented("attention: ", name, ": portable kernel: expected a multiple of 16 bytes, found ", stride,
-                       " elements of ", to_string(dtype));
-}
-
 Status supports(const AttentionParams& p, const GpuInfo& gpu) {
   ONEPASS_RETURN_IF_ERROR(validate(p));
   if (gpu.compute_capability < 80) {
@@ -66,18 +61,7 @@ Status supports(const AttentionParams& p, const GpuInfo& gpu) {
         "with head_dim_v = 128, found ",
         p.head_dim, " with ", p.head_dim_v);
   }
-  ONEPASS_RETURN_IF_ERROR(check_stride("q_row_stride", p.q_row_stride, p.q_dtype));
-  ONEPASS_RETURN_IF_ERROR(check_stride("q_head_stride", p.q_head_stride, p.q_dtype));
-  ONEPASS_RETURN_IF_ERROR(check_stride("k_row_stride", p.k_row_stride, p.kv_dtype));
-  ONEPASS_RETURN_IF_ERROR(check_stride("k_head_stride", p.k_head_stride, p.kv_dtype));
-  ONEPASS_RETURN_IF_ERROR(check_stride("v_row_stride", p.v_row_stride, p.kv_dtype));
-  ONEPASS_RETURN_IF_ERROR(check_stride("v_head_stride", p.v_head_stride, p.kv_dtype));
-  if (p.page_table != nullptr) {
-    ONEPASS_RETURN_IF_ERROR(check_stride("k_page_stride", p.k_page_stride, p.kv_dtype));
-    ONEPASS_RETURN_IF_ERROR(check_stride("v_page_stride", p.v_page_stride, p.kv_dtype));
-  }
-  ONEPASS_RETURN_IF_ERROR(check_stride("out_row_stride", p.out_row_stride, p.out_dtype));
-  ONEPASS_RETURN_IF_ERROR(check_stride("out_head_stride", p.out_head_stride, p.out_dtype));
+  ONEPASS_RETURN_IF_ERROR(check_strides(p, "portable kernel"));
   const int64_t shared_bytes = std::max(set->decode.shared_bytes, set->prefill.shared_bytes);
   if (gpu.shared_memory_bytes < shared_bytes) {
     return unimplemented("attention: portable kernel: expected ", shared_bytes,
