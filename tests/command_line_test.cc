@@ -210,6 +210,9 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
   expect_error("generate --model " + model_ + " --prompt x --greedy --temperature 1", "excludes", 2);
   expect_error("generate --model '' --prompt x", "--model: expected a path", 2);
   expect_error("bench attention --seqlen-q 4", "--seqlen-q requires --heads", 2);
+  for (const char* order : {"--workload decode --heads 4", "--heads 4 --workload all"}) {
+    expect_error(std::string("bench attention --kv-heads 4 --head-dim 64 ") + order, "--workload excludes --heads", 2);
+  }
   expect_error("generate --model " + model_ + " --prompt x --temperature ''", "--temperature: expected a number", 2);
   expect_error("generate --model " + model_ + " --prompt x --logit-bias '' 3", "--logit-bias: expected a number", 2);
   expect_error("logits --model " + model_ + " --input-ids '' --output " + (dir_ / "never").string() + "",
@@ -270,6 +273,8 @@ TEST_F(CliTest, ValuesOutOfRangeExitWithTwo) {
            {"bench latency --model /nonexistent --attention magic", "attention: expected flash or reference"},
            {"bench attention --device tpu", "device: expected cpu"},
            {"bench attention --isa mmx", "instruction set"},
+           {"bench attention --page-size 0", "--page-size: expected at least 1 with --device cpu, found 0"},
+           {"bench attention --device cuda --page-size 64", "--page-size: expected --heads too, or --device cpu"},
            {"bench attention --dtype int3", "dtype"},
            {"bench attention --heads 4 --kv-heads 3 --head-dim 8", "--kv-heads that divide them"}}) {
     expect_error(arguments, expected, 2);

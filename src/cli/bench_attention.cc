@@ -20,8 +20,8 @@ Status check_kernel(const BenchAttentionOptions& options) {
                           "\"");
 }
 
-// What the options' own ranges do not say.
-Status check(const BenchAttentionOptions& options) {
+// What the options' own ranges do not say. Whether --page-size was given: 64 is its default too.
+Status check(const BenchAttentionOptions& options, bool page_size_given) {
   if (options.device != "cpu" && options.device != "cuda") {
     return invalid_argument("bench attention: device: expected cpu or cuda, found \"", options.device, "\"");
   }
@@ -41,7 +41,12 @@ Status check(const BenchAttentionOptions& options) {
   } else if (options.threads != 0 || options.isa != "auto") {
     return invalid_argument("bench attention: --threads and --isa: expected --device cpu, found cuda");
   }
-  if (options.num_heads == 0) return ok_status();
+  if (options.num_heads == 0) {
+    if (options.device == "cuda" && page_size_given) {  // its standard shapes have page sizes of their own
+      return invalid_argument("bench attention: --page-size: expected --heads too, or --device cpu, found neither");
+    }
+    return ok_status();
+  }
   if (options.num_heads_kv <= 0 || options.num_heads % options.num_heads_kv != 0 || options.head_dim <= 0) {
     return invalid_argument("bench attention: expected --heads, --kv-heads that divide them and --head-dim");
   }
@@ -53,13 +58,14 @@ Status check(const BenchAttentionOptions& options) {
 }
 
 void add_shape_options(CLI::App& command, BenchAttentionOptions& options) {
-  command.add_option("--page-size", options.page_size, "of K and V; 0: contiguous (cuda)")
+  command.add_option("--page-size", options.page_size, "of K and V; cuda: with --heads, 0: contiguous")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
   auto* heads = command
                     .add_option("--heads", options.num_heads,
                                 "with --kv-heads and --head-dim: one shape instead of the standard ones")
-                    ->check(CLI::Range(1, 4096));
+                    ->check(CLI::Range(1, 4096))
+                    ->excludes(command.get_option("--workload"));
   command.add_option("--kv-heads", options.num_heads_kv)->check(CLI::Range(1, 4096))->needs(heads);
   command.add_option("--head-dim", options.head_dim)->check(CLI::Range(1, 512))->needs(heads);
   command.add_option("--head-dim-v", options.head_dim_v, "if not --head-dim (cuda)")
@@ -104,8 +110,8 @@ void add_bench_attention_command(CLI::App& bench, Action& action) {
                     "cuda: plan before each run; without it one plan serves all, as one serves all layers of a model");
   command->add_flag("--check", options->check, "cuda: compare rows of each result with the naive kernel");
   command->add_flag("--json", options->json);
-  command->callback([options, &action] {
-    refuse_usage(check(*options));
+  command->callback([command, options, &action] {
+    refuse_usage(check(*options, command->count("--page-size") > 0));
     action = [options] {
       return options->device == "cpu" ? bench_attention_cpu(*options) : bench_attention_cuda(*options);
     };

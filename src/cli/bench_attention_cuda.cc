@@ -30,7 +30,7 @@ class Bench {
 
  private:
   std::vector<const CudaAttentionKernel*> kernels_for(const AttentionParams& params) const;
-  Status measure(const AttentionShape& shape, const CudaAttentionKernel& kernel, const CudaBenchProblem& problem);
+  Status measure(const AttentionShape& shape, const CudaAttentionKernel& kernel, CudaBenchProblem& problem);
   StatusOr<double> seconds_of(const CudaAttentionKernel& kernel, const CudaBenchProblem& problem,
                               const CudaScratch& scratch);
   StatusOr<double> check_rows(const AttentionShape& shape, const CudaAttentionKernel& kernel,
@@ -115,7 +115,7 @@ StatusOr<double> Bench::check_rows(const AttentionShape& shape, const CudaAttent
     for (size_t n = 0; n < found.size(); ++n) {
       largest = std::max(largest, std::abs(double{expected[n]}));
       const double error = std::abs(double{found[n]} - expected[n]);
-      difference = error <= difference ? difference : error;  // NaN too
+      if (!(error <= difference) && !std::isnan(difference)) difference = error;  // NaN too, and it stays
     }
   }
   const double relative = difference / largest;
@@ -125,7 +125,8 @@ StatusOr<double> Bench::check_rows(const AttentionShape& shape, const CudaAttent
                                      " (relative) from the naive one, expected at most ", allowed));
 }
 
-Status Bench::measure(const AttentionShape& shape, const CudaAttentionKernel& kernel, const CudaBenchProblem& problem) {
+Status Bench::measure(const AttentionShape& shape, const CudaAttentionKernel& kernel, CudaBenchProblem& problem) {
+  if (options_.check) ONEPASS_RETURN_IF_ERROR(problem.poison_outputs());
   const int64_t bytes = kernel.scratch_bytes(problem.params(0), gpu_);
   ONEPASS_ASSIGN_OR_RETURN(const CudaBuffer memory, CudaBuffer::allocate_zeroed(bytes));
   const Status status = [&]() -> Status {
@@ -183,7 +184,7 @@ Status Bench::run() {
   }
   for (const AttentionShape& shape : bench_attention_shapes(options_)) {
     // What the L2 cache holds of the last round must be gone before its turn comes again.
-    ONEPASS_ASSIGN_OR_RETURN(const CudaBenchProblem problem,
+    ONEPASS_ASSIGN_OR_RETURN(CudaBenchProblem problem,
                              CudaBenchProblem::make(shape, dtype_, 4 * gpu_.l2_cache_bytes, block));
     const auto kernels = kernels_for(problem.params(0));
     for (const CudaAttentionKernel* kernel : kernels) {

@@ -24,6 +24,10 @@ class CudaBenchProblem {
   // The params of all copies differ in q, k, v and out alone: one plan serves them all.
   const AttentionParams& params(int copy) const { return params_[copy]; }
 
+  // Fills the outputs of all copies with NaN, whatever their dtype: what a kernel left there must not pass for the next
+  // one's. No stream may be using them.
+  Status poison_outputs();
+
   // `rows` query rows of one request from `first_row` on, as a problem of its own; its lengths are written to `lengths`
   // (3 numbers). Out and softmax_lse are left to the caller.
   StatusOr<AttentionParams> part(int copy, int request, int first_row, int rows, CudaBuffer& lengths) const;

@@ -108,7 +108,9 @@ std::vector<AttentionShape> cuda_shapes() {
 }
 
 AttentionShape given_shape(const BenchAttentionOptions& options) {
-  AttentionShape s{.name = "given", .workload = options.workload, .batch = options.batch};
+  AttentionShape s{.name = "given", .workload = "extend", .batch = options.batch};
+  if (options.seqlen_q == options.seqlen_k) s.workload = "prefill";
+  if (options.seqlen_q == 1) s.workload = "decode";
   s.seqlen_q = options.seqlen_q;
   s.seqlen_k = options.seqlen_k;
   s.num_heads = options.num_heads;
