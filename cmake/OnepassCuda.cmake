@@ -2,7 +2,7 @@
 #
 # The runtime is linked statically and the driver's library not at all: the runtime opens it when it is first called, so
 # the same binary runs on a machine without any file of NVIDIA's. Each room with kernels says which GPUs they are for:
-# most are compiled for sm_80 and sm_90 and, as PTX of sm_80, for what comes after; those for Hopper alone for sm_90a.
+# most are compiled for sm_80 and sm_90 and, as PTX of sm_90, for what comes after; those for Hopper alone for sm_90a.
 set(ONEPASS_CUDA AUTO CACHE STRING "Compile the CUDA code: AUTO (if there is an nvcc), ON or OFF")
 set_property(CACHE ONEPASS_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(ONEPASS_HAVE_CUDA OFF)
@@ -35,7 +35,7 @@ elseif(ONEPASS_CUDA)
       set(CMAKE_CUDA_COMPILER_LAUNCHER ${ONEPASS_CCACHE})
     endif()
     set(ONEPASS_HAVE_CUDA ON)
-    message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER_VERSION}, for sm_80 and sm_90, with PTX of sm_80; "
+    message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER_VERSION}, for sm_80 and sm_90, with PTX of sm_90; "
       "kernels for Hopper alone for sm_90a")
   elseif(ONEPASS_CUDA STREQUAL "ON")
     message(FATAL_ERROR "ONEPASS_CUDA=ON, but there is no working nvcc on the PATH or under /usr/local/cuda/bin")

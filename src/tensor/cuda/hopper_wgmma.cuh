@@ -67,7 +67,7 @@ __device__ inline uint64_t column_descriptor(uint32_t shared, uint32_t panel_byt
   ONEPASS_R96 "," ONEPASS_R8(96, 97, 98, 99, 100, 101, 102, 103) "," ONEPASS_R8(104, 105, 106, 107, 108, 109, 110, 111)
 #define ONEPASS_R128 \
   ONEPASS_R112       \
-      "," ONEPASS_R8(112, 113, 114, 115, 116, 117, 118, 119) "," ONEPASS_R8(120, 121, 122, 123, 124, 125, 126, 127)
+  "," ONEPASS_R8(112, 113, 114, 115, 116, 117, 118, 119) "," ONEPASS_R8(120, 121, 122, 123, 124, 125, 126, 127)
 #define ONEPASS_F8(b)                                                                                         \
   "+f"(d[b]), "+f"(d[b + 1]), "+f"(d[b + 2]), "+f"(d[b + 3]), "+f"(d[b + 4]), "+f"(d[b + 5]), "+f"(d[b + 6]), \
       "+f"(d[b + 7])
