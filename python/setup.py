@@ -34,7 +34,7 @@ def find_library() -> Path:
     named, beside = os.environ.get("ONEPASS_ATTENTION_LIBRARY"), HERE / "onepass" / NAME
     if named:
         if not Path(named).is_file():
-            raise SystemExit(f"onepass-attention: ONEPASS_ATTENTION_LIBRARY: there is no file {named}")
+            raise SystemExit(f"onepass-attention: ONEPASS_ATTENTION_LIBRARY: there is no file {Path(named).absolute()}")
         return Path(named)
     return beside if beside.is_file() else build_library()
 

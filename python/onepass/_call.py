@@ -9,10 +9,26 @@ import ctypes
 import torch
 
 from onepass import _device, _library
-from onepass._checks import DTYPES, expect_indices, expect_like, expect_query, expect_rows, expect_shape
+from onepass._checks import (
+    DTYPES,
+    INT_MAX,
+    expect_indices,
+    expect_int,
+    expect_like,
+    expect_number,
+    expect_query,
+    expect_rows,
+    expect_shape,
+    expect_tensor,
+    expect_window,
+)
 from onepass._plan import plan_of
 
-_LIMIT = 1 << 31
+_LIMIT = INT_MAX + 1
+_OPTIONAL = (
+    "page_table cu_seqlens_q cu_seqlens_k k v cu_seqlens_k_new seqused_q cache_batch_idx cache_leftpad rotary_cos "
+    "rotary_sin rotary_seqlens".split()
+)
 
 
 def _rows_stride(t: torch.Tensor) -> int | None:
@@ -29,13 +45,41 @@ def _pointer(t: torch.Tensor | None) -> int | None:
     return t.data_ptr() if t is not None else None
 
 
+def expect_types(a) -> None:
+    """Tensors where there must be some, and options as the library takes them, which `a` then has."""
+    for name, t in zip(("q", *a.names[:2]), (a.q, a.k_cache, a.v_cache), strict=True):
+        expect_tensor(name, t)
+    for name in _OPTIONAL:
+        if getattr(a, name) is not None:
+            expect_tensor(name, getattr(a, name))
+    lengths = a.names[2]
+    if lengths == "cache_seqlens":
+        if not (a.cache_seqlens is None or type(a.cache_seqlens) is int or isinstance(a.cache_seqlens, torch.Tensor)):
+            raise TypeError(f"{lengths}: expected a tensor or an integer, found {type(a.cache_seqlens).__name__}")
+    elif a.cache_seqlens is not None:
+        expect_tensor(lengths, a.cache_seqlens)
+    if a.softmax_scale is not None:
+        a.softmax_scale = expect_number("softmax_scale", a.softmax_scale)
+    a.softcap = expect_number("softcap", a.softcap)
+    a.window_size = expect_window(a.window_size)
+    a.attention_chunk = expect_int("attention_chunk", a.attention_chunk)
+    a.num_splits = max(0, expect_int("num_splits", a.num_splits, -INT_MAX))
+    if a.max_seqlen_q is not None:
+        a.max_seqlen_q = expect_int("max_seqlen_q", a.max_seqlen_q)
+
+
 class Call:
     """Everything about a call but its addresses."""
 
     def __init__(self, a):
+        expect_types(a)
         self.names = a.names
         q = a.q
         expect_query(q, (3,) if a.cu_seqlens_q is not None else (4,))
+        if 0 in q.shape[-2:]:
+            raise ValueError(
+                f"q: expected at least one head, and a head dimension of at least 1, found {list(q.shape)}"
+            )
         self.device, self.index, self.dtype, self.want_lse = q.device, q.device.index, q.dtype, a.want_lse
         self.gpu = _device.gpu(q.device.index)
         self.varlen_q = a.cu_seqlens_q is not None
@@ -75,10 +119,8 @@ class Call:
         p.out_row_stride, p.out_head_stride = self.num_heads * self.head_dim_v, self.head_dim_v
         p.softmax_scale = self.head_dim**-0.5 if a.softmax_scale is None else a.softmax_scale
         p.causal = int(bool(a.causal))
-        if len(a.window_size) != 2:
-            raise ValueError(f"window_size: expected (left, right), found {a.window_size}")
-        p.window_left, p.window_right = (max(-1, int(w)) for w in a.window_size)
-        p.attention_chunk, p.softcap, p.num_splits = a.attention_chunk, a.softcap, max(0, a.num_splits)
+        p.window_left, p.window_right = a.window_size
+        p.attention_chunk, p.softcap, p.num_splits = a.attention_chunk, a.softcap, a.num_splits
         self.out_shape = (*q.shape[:-1], self.head_dim_v)
         self.out_like_q = self.out_shape == tuple(q.shape) and q.is_contiguous()
         # The kernels' [num_heads, total_q], or what callers expect where that lies in memory the same way.
@@ -121,6 +163,8 @@ class Call:
                 f"{self.names[0]}: expected a number of heads that divides q's, {self.num_heads}, found {self.num_heads_kv}"
             )
         expect_shape(self.names[1], v, (*k.shape[:-1], self.head_dim_v))
+        if self.head_dim_v == 0:
+            raise ValueError(f"{self.names[1]}: expected a head dimension of at least 1, found 0")
         expect_rows(self.names[0], k)
         expect_rows(self.names[1], v)
         p.k_head_stride, p.v_head_stride = k.stride(-2), v.stride(-2)

@@ -1,11 +1,16 @@
 """Checks of arguments; every error begins with the argument's name and says what was expected and what was found."""
 
+import math
+import numbers
+
 import torch
 
 from onepass import _library
 
 DEVICE_TYPE = "cuda"  # the tests of the Python layer, which know a library for it, set another
 DTYPES = {torch.float16: _library.FLOAT16, torch.bfloat16: _library.BFLOAT16, torch.float32: _library.FLOAT32}
+INT_MAX = (1 << 31) - 1
+FARTHEST = 1 << 30  # a window that reaches every key there can be; positions may be added to it
 
 
 def refuse(name: str, value, why: str) -> None:
@@ -13,18 +18,49 @@ def refuse(name: str, value, why: str) -> None:
         raise NotImplementedError(f"{name}: {why}")
 
 
-def refuse_gradients(**tensors) -> None:
-    for name, tensor in tensors.items():
+def refuse_gradients(names: tuple, tensors: tuple) -> None:
+    for name, tensor in zip(names, tensors, strict=True):
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(
                 f"{name}: requires_grad: there is no backward pass; call under torch.no_grad() or detach it"
             )
 
 
-def expect_tensor(name: str, tensor, dims: tuple) -> None:
+def expect_int(name: str, value, low: float = 0, high: float = INT_MAX) -> int:
+    """What the library takes: ctypes wraps silently. A tensor is refused, as reading it would wait for the GPU."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, found {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, found {value}")
+    return int(value)
+
+
+def expect_number(name: str, value) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
+    return float(value)
+
+
+def expect_pair(window_size) -> tuple:
+    try:
+        pair = tuple(window_size)
+    except TypeError:
+        pair = ()
+    if len(pair) != 2:
+        raise ValueError(f"window_size: expected (left, right), found {window_size}")
+    return pair
+
+
+def expect_window(window_size) -> tuple[int, int]:
+    """As the library takes them: -1 is no limit, as all below are."""
+    sides = (expect_int("window_size", side, -math.inf, math.inf) for side in expect_pair(window_size))
+    return tuple(min(max(-1, side), FARTHEST) for side in sides)
+
+
+def expect_tensor(name: str, tensor, dims: tuple | None = None) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-    if tensor.dim() not in dims:
+    if dims is not None and tensor.dim() not in dims:
         expected = " or ".join(map(str, dims))
         raise ValueError(f"{name}: expected {expected} dimensions, found {tensor.dim()}: {list(tensor.shape)}")
 

@@ -15,7 +15,18 @@ import torch
 
 from onepass import _device, _library
 from onepass._attention import CACHE_NAMES, PLAIN_NAMES, attend
-from onepass._checks import DTYPES, expect_device, expect_like, expect_tensor, refuse, refuse_gradients
+from onepass._checks import (
+    DTYPES,
+    INT_MAX,
+    expect_device,
+    expect_int,
+    expect_like,
+    expect_pair,
+    expect_tensor,
+    expect_window,
+    refuse,
+    refuse_gradients,
+)
 from onepass._compile import uncompiled
 from onepass._plan import Plan
 
@@ -60,9 +71,9 @@ def flash_attn_func(
     aligned to the bottom right. Returns out, or (out, softmax_lse) with return_attn_probs."""
     if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
         _refuse_unsupported(qv, q_descale, k_descale, v_descale)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        refuse_gradients(q=q, k=k, v=v)
-    options = (PLAIN_NAMES, softmax_scale, causal, tuple(window_size), attention_chunk, softcap, num_splits, None)
+    if type(window_size) is not tuple:
+        window_size = expect_pair(window_size)
+    options = (PLAIN_NAMES, softmax_scale, causal, window_size, attention_chunk, softcap, num_splits, None)
     out, lse = attend((q, k, v, *_NONE), (*options, return_attn_probs, False))
     return (out, lse) if return_attn_probs else out
 
@@ -97,13 +108,13 @@ def flash_attn_varlen_func(
     query rows that do not give 0. Returns out, or (out, softmax_lse [heads, total_q]) with return_attn_probs."""
     if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
         _refuse_unsupported(qv, q_descale, k_descale, v_descale)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        refuse_gradients(q=q, k=k, v=v)
+    if type(window_size) is not tuple:
+        window_size = expect_pair(window_size)
     options = (
         PLAIN_NAMES,
         softmax_scale,
         causal,
-        tuple(window_size),
+        window_size,
         attention_chunk,
         softcap,
         num_splits,
@@ -155,13 +166,13 @@ def flash_attn_with_kvcache(
     FlashAttention-3 has its partial results)."""
     if qv is not None or q_descale is not None or k_descale is not None or v_descale is not None:
         _refuse_unsupported(qv, q_descale, k_descale, v_descale)
-    if torch.is_grad_enabled() and (k is not None or q.requires_grad or k_cache.requires_grad or v_cache.requires_grad):
-        refuse_gradients(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
+    if type(window_size) is not tuple:
+        window_size = expect_pair(window_size)
     options = (
         CACHE_NAMES,
         softmax_scale,
         causal,
-        tuple(window_size),
+        window_size,
         attention_chunk,
         softcap,
         num_splits,
@@ -188,7 +199,7 @@ def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
     if lse_partial.shape != out_partial.shape[:-1]:
         raise ValueError(f"lse_partial: expected shape {list(out_partial.shape[:-1])}, found {list(lse_partial.shape)}")
     if torch.is_grad_enabled():
-        refuse_gradients(out_partial=out_partial, lse_partial=lse_partial)
+        refuse_gradients(("out_partial", "lse_partial"), (out_partial, lse_partial))
     dtype = torch.float32 if out_dtype is None else out_dtype
     if dtype not in DTYPES:
         raise ValueError(f"out_dtype: expected torch.float32, torch.float16 or torch.bfloat16, found {dtype}")
@@ -272,14 +283,23 @@ def get_scheduler_metadata(
         raise NotImplementedError(f"qkv_dtype: expected torch.float16 or torch.bfloat16, found {qkv_dtype}")
     expect_tensor("cache_seqlens", cache_seqlens, (1,))
     expect_device("cache_seqlens", cache_seqlens)
-    headdim_v = headdim if headdim_v is None else headdim_v
+    batch_size, max_seqlen_q = expect_int("batch_size", batch_size), expect_int("max_seqlen_q", max_seqlen_q)
+    if batch_size * max_seqlen_q > INT_MAX:
+        raise ValueError(f"max_seqlen_q: expected fewer than 2^31 queries, found {batch_size} x {max_seqlen_q}")
+    max_seqlen_k = expect_int("max_seqlen_k", max_seqlen_k)
+    num_heads_q, num_heads_kv = expect_int("num_heads_q", num_heads_q, 1), expect_int("num_heads_kv", num_heads_kv, 1)
+    headdim = expect_int("headdim", headdim, 1)
+    headdim_v = headdim if headdim_v is None else expect_int("headdim_v", headdim_v, 1)
+    if page_size is not None:
+        page_size = expect_int("page_size", page_size, 1)
     params = _library.AttentionParams()
     params.batch, params.max_seqlen_q, params.total_q = batch_size, max_seqlen_q, batch_size * max_seqlen_q
     params.num_heads, params.num_heads_kv = num_heads_q, num_heads_kv
     params.head_dim, params.head_dim_v = headdim, headdim_v
     params.q_dtype = params.kv_dtype = params.out_dtype = DTYPES[qkv_dtype]
-    params.causal, params.attention_chunk, params.num_splits = int(bool(causal)), attention_chunk, max(0, num_splits)
-    params.window_left, params.window_right = (max(-1, int(w)) for w in window_size)
+    params.causal, params.attention_chunk = int(bool(causal)), expect_int("attention_chunk", attention_chunk)
+    params.num_splits = max(0, expect_int("num_splits", num_splits, -INT_MAX))
+    params.window_left, params.window_right = expect_window(window_size)
     params.softcap = 1.0 if has_softcap else 0.0
     expected = {
         name: getattr(params, name)

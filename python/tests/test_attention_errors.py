@@ -75,6 +75,38 @@ CASES = [
     ({"q": zeros(6, 4, 64), "cu_seqlens_q": zeros(3, dtype=INT)}, ValueError, "max_seqlen_q: expected a number"),
     ({"scheduler_metadata": zeros(8, dtype=INT)}, ValueError, "scheduler_metadata: expected the very tensor"),
     ({"window_size": lambda _: (1, 2, 3)}, ValueError, r"window_size: expected \(left, right\), found \(1, 2, 3\)"),
+    ({"window_size": lambda _: 5}, ValueError, r"window_size: expected \(left, right\), found 5"),
+    ({"window_size": lambda _: None}, ValueError, r"window_size: expected \(left, right\), found None"),
+    ({"window_size": lambda _: (1.5, 0)}, TypeError, "window_size: expected an integer, found float"),
+    ({"window_size": lambda _: ([1], 0)}, TypeError, "window_size: expected an integer, found list"),
+    ({"attention_chunk": lambda _: 1.5}, TypeError, "attention_chunk: expected an integer, found float"),
+    ({"attention_chunk": lambda _: (1 << 32) + 3}, ValueError, "attention_chunk: expected 0 to 2147483647, found 4294"),
+    ({"attention_chunk": zeros(2, dtype=INT)}, TypeError, "attention_chunk: expected an integer, found Tensor"),
+    ({"num_splits": lambda _: None}, TypeError, "num_splits: expected an integer, found NoneType"),
+    ({"num_splits": lambda _: (1 << 32) + 3}, ValueError, "num_splits: expected -2147483647 to 2147483647, found 4294"),
+    ({"softcap": lambda _: None}, TypeError, "softcap: expected a number, found NoneType"),
+    ({"softmax_scale": lambda _: "1"}, TypeError, "softmax_scale: expected a number, found str"),
+    (
+        {"q": zeros(6, 4, 64), "cu_seqlens_q": zeros(3, dtype=INT), "max_seqlen_q": lambda _: (1 << 32) + 3},
+        ValueError,
+        "max_seqlen_q: expected 0 to 2147483647, found 4294967299",
+    ),
+    (
+        {"q": zeros(6, 4, 64), "cu_seqlens_q": zeros(3, dtype=INT), "max_seqlen_q": lambda _: 3.0},
+        TypeError,
+        "max_seqlen_q: expected an integer, found float",
+    ),
+    ({"q": lambda _: None}, TypeError, "q: expected a tensor, found NoneType"),
+    ({"q": lambda _: [1.0]}, TypeError, "q: expected a tensor, found list"),
+    ({"v_cache": lambda _: [1.0]}, TypeError, "v_cache: expected a tensor, found list"),
+    ({"k": lambda _: [1.0], "v": lambda _: [1.0]}, TypeError, "k: expected a tensor, found list"),
+    ({"cache_seqlens": lambda _: 2.5}, TypeError, "cache_seqlens: expected a tensor or an integer, found float"),
+    ({"cache_seqlens": lambda _: True}, TypeError, "cache_seqlens: expected a tensor or an integer, found bool"),
+    ({"cache_seqlens": lambda _: [2, 3]}, TypeError, "cache_seqlens: expected a tensor or an integer, found list"),
+    ({"page_table": lambda _: [[0], [1]]}, TypeError, "page_table: expected a tensor, found list"),
+    ({"cu_seqlens_q": lambda _: [0, 3, 6]}, TypeError, "cu_seqlens_q: expected a tensor, found list"),
+    ({"q": zeros(2, 3, 4, 0)}, ValueError, r"q: expected at least one head, .* found \[2, 3, 4, 0\]"),
+    ({"v_cache": zeros(2, 10, 2, 0)}, ValueError, "v_cache: expected a head dimension of at least 1, found 0"),
     (
         {
             "k": zeros(2, 1, 2, 64),
@@ -93,6 +125,44 @@ CASES = [
 def test_with_kvcache(device, changes, error, message):
     with pytest.raises(error, match="^" + message):
         interface.flash_attn_with_kvcache(**tensors(device, **changes))
+
+
+def test_without_gradients(device):
+    """Where nothing looks for gradients, the names are as good."""
+    with torch.no_grad(), pytest.raises(TypeError, match="^q: expected a tensor, found NoneType"):
+        interface.flash_attn_with_kvcache(**tensors(device, q=lambda _: None))
+    with torch.no_grad(), pytest.raises(TypeError, match="^v: expected a tensor, found list"):
+        q = torch.zeros((1, 2, 1, 64), device=device, dtype=BF16)
+        interface.flash_attn_func(q, q, [1.0])
+
+
+def test_lengths_that_are_no_tensor(device):
+    q, cu = torch.zeros((4, 1, 64), device=device, dtype=BF16), torch.zeros(2, device=device, dtype=INT)
+    with pytest.raises(TypeError, match="^seqused_k: expected a tensor, found int"):
+        interface.flash_attn_varlen_func(q, q, q, cu, cu, 4, 4, seqused_k=3)
+
+
+METADATA = {
+    "page_size": (0, ValueError, "expected 1 to 2147483647, found 0"),
+    "headdim": (0, ValueError, "expected 1 to 2147483647, found 0"),
+    "batch_size": ((1 << 32) + 3, ValueError, "expected 0 to 2147483647, found 4294967299"),
+    "max_seqlen_q": (1 << 30, ValueError, "expected fewer than 2^31 queries, found 2 x 1073741824"),
+    "max_seqlen_k": (2.5, TypeError, "expected an integer, found float"),
+    "attention_chunk": (None, TypeError, "expected an integer, found NoneType"),
+    "num_splits": ((1 << 32) + 3, ValueError, "expected -2147483647 to 2147483647, found 4294967299"),
+    "window_size": (5, ValueError, "expected (left, right), found 5"),
+    "cache_seqlens": (3, TypeError, "expected a tensor, found int"),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata(device, name):
+    given = {"batch_size": 2, "max_seqlen_q": 1, "max_seqlen_k": 64, "num_heads_q": 4, "num_heads_kv": 2, "headdim": 64}
+    given["cache_seqlens"] = torch.zeros(2, device=device, dtype=INT)
+    value, error, message = METADATA[name]
+    with pytest.raises(error) as raised:
+        interface.get_scheduler_metadata(**{**given, name: value})
+    assert str(raised.value) == f"{name}: {message}"
 
 
 def test_heads_that_are_too_wide(device):
