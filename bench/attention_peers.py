@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -26,26 +27,74 @@ def has_torch() -> bool:
         return False
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def number(kind: type, low: float, high: float):
+    """A type for argparse: from `low` to `high`, which NaN is not."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high}, found {text}")
+        return value
+
+    return parse
+
+
+def pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, found {text}: {error}") from None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--onepass", type=pathlib.Path, default=ROOT / "build/release/bin/onepass")
-    library = os.environ.get("ONEPASS_ATTENTION_LIBRARY", ROOT / "build/release/lib/libonepass_attention.so")
-    parser.add_argument(
-        "--library", dest="shared_object", type=pathlib.Path, default=library, help="cuda: default: %(default)s"
-    )
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, help="for each shape, side and round; default: 0.5, cuda 0.1")
-    parser.add_argument("--rounds", type=int, help="default: 3, cuda 5")
-    parser.add_argument("--workload", choices=["all", "prefill", "extend", "decode"], default="all", help="cuda")
-    parser.add_argument("--kernel", default="auto", help="cuda: as of onepass bench attention")
-    parser.add_argument("--shapes", default="", help="cuda: those whose names this regular expression finds")
-    parser.add_argument("--peers", default="FA3,cuDNN,FA2", help="cuda: default: %(default)s")
-    parser.add_argument("--verbose", action="store_true", help="cuda: says why a peer does not take a shape")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=number(int, 1, 1024), help=f"cpu: default: {cores}")
+    parser.add_argument(
+        "--seconds", type=number(float, 0.01, 600), help="for each shape, side and round; default: 0.5, cuda 0.1"
+    )
+    parser.add_argument("--rounds", type=number(int, 1, 1000), help="default: 3, cuda 5")
+    library = os.environ.get("ONEPASS_ATTENTION_LIBRARY", ROOT / "build/release/lib/libonepass_attention.so")
+    parser.add_argument("--library", type=pathlib.Path, help=f"cuda: default: {library}")
+    parser.add_argument("--workload", choices=["all", "prefill", "extend", "decode"], help="cuda")
+    parser.add_argument("--kernel", help="cuda: as of onepass bench attention")
+    parser.add_argument("--shapes", type=pattern, help="cuda: those whose names this regular expression finds")
+    parser.add_argument("--peers", help="cuda: default: FA3,cuDNN,FA2")
+    parser.add_argument(
+        "--verbose", action="store_true", default=None, help="cuda: says why a peer does not take a shape"
+    )
     parser.add_argument("--output", type=pathlib.Path, help="cuda: writes the figures there too, as JSON")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
+    of_device = {
+        "cpu": {"threads": cores},
+        "cuda": {
+            "library": pathlib.Path(library),
+            "workload": "all",
+            "kernel": "auto",
+            "shapes": re.compile(""),
+            "peers": "FA3,cuDNN,FA2",
+            "verbose": False,
+            "output": None,
+        },
+    }
+    for device, defaults in of_device.items():
+        for name, default in defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, default)
+            elif device != args.device:
+                parser.error(f"argument --{name}: expected --device {device}, found {args.device}")
     args.seconds = args.seconds or (0.1 if on_gpu else 0.5)
     args.rounds = args.rounds or (5 if on_gpu else 3)
     if not has_torch():

@@ -1,11 +1,10 @@
 """The CPU side of attention_peers.py: onepass beside torch's scaled_dot_product_attention, in turns."""
 
 import argparse
-import json
 import statistics
-import subprocess
 import time
 
+import attention_program
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -13,9 +12,8 @@ COLD_BYTES = 256 << 20
 
 
 def onepass(args: argparse.Namespace) -> dict:
-    command = [args.onepass, "bench", "attention", "--device", "cpu", "--dtype", args.dtype, "--threads", args.threads]
-    command += ["--seconds", args.seconds, "--json"]
-    return json.loads(subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout)
+    options = ["--device", "cpu", "--dtype", args.dtype, "--threads", args.threads, "--seconds", args.seconds]
+    return attention_program.report(args.onepass, *options)
 
 
 def milliseconds(call, seconds: float) -> float:

@@ -6,14 +6,13 @@ medians. The sides of a shape take turns, each after as long a warm-up of its ow
 import functools
 import json
 import random
-import re
-import subprocess
 import sys
 import warnings
 
 import attention_anchors
 import attention_fa3
 import attention_onepass
+import attention_program
 import torch
 from attention_timing import Gauge, Side
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,12 +24,8 @@ ALLOWED_DIFFERENCE = 1 / 32  # from onepass's result, relative to its largest el
 
 def shapes_of(args) -> dict:
     """The program's shapes, how many copies of the inputs each needs, and the bandwidth of a copy; its times are too short to count."""
-    command = [args.onepass.resolve(), "bench", "attention", "--device", "cuda", "--dtype", args.dtype, "--json"]
-    command += ["--workload", args.workload, "--kernel", args.kernel, "--seconds", 0.01]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(done.stderr.strip() or f"{args.onepass}: exit status {done.returncode}")
-    return json.loads(done.stdout)
+    options = ["--device", "cuda", "--dtype", args.dtype, "--workload", args.workload, "--kernel", args.kernel]
+    return attention_program.report(args.onepass, *options, "--seconds", 0.01)
 
 
 class Inputs:
@@ -172,11 +167,11 @@ def main(args) -> None:
     if not torch.cuda.is_available():
         sys.exit("bench/attention_peers.py: --device cuda: PyTorch finds no GPU")
     warnings.filterwarnings("ignore", message=".*", category=UserWarning)  # why a backend does not take a shape
-    attention_onepass.load(args.shared_object)
+    attention_onepass.load(args.library)
     modules = attention_fa3.builds()
     gauge = Gauge()
     report = shapes_of(args)
-    shapes = [shape for shape in report["shapes"] if re.search(args.shapes, shape["name"])]
+    shapes = [shape for shape in report["shapes"] if args.shapes.search(shape["name"])]
     report |= {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "shapes": []}
     report["fa3"] = attention_fa3.describe(modules)
     report["gemm_tflop_per_s"] = measure_gemm(getattr(torch, args.dtype), gauge)

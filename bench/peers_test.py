@@ -1,8 +1,10 @@
 """The comparisons with peers where no peer is installed: --help works, and the rest is refused in one line."""
 
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -45,6 +47,56 @@ class WithoutPeers(unittest.TestCase):
                 )
                 expected = f"{script}: {module}: expected {what.format(package)}\n"
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (1, "", expected))
+
+
+class AttentionPeers(unittest.TestCase):
+    """What attention_peers.py cannot do is refused before anything is measured."""
+
+    def test_arguments(self):
+        cases = {
+            "--threads 0": "expected 1 to 1024, found 0",
+            "--threads x": "expected 1 to 1024, found x",
+            "--seconds -1": "expected 0.01 to 600, found -1",
+            "--seconds nan": "expected 0.01 to 600, found nan",
+            "--seconds inf": "expected 0.01 to 600, found inf",
+            "--rounds 0": "expected 1 to 1000, found 0",
+            "--rounds -1": "expected 1 to 1000, found -1",
+            "--shapes [ --device cuda": "expected a regular expression, found [: unterminated character set at position 0",
+            "--threads 2 --device cuda": "expected --device cpu, found cuda",
+            "--kernel auto": "expected --device cuda, found cpu",
+            "--shapes decode": "expected --device cuda, found cpu",
+            "--workload all": "expected --device cuda, found cpu",
+            "--peers FA3": "expected --device cuda, found cpu",
+            "--library x": "expected --device cuda, found cpu",
+            "--output x": "expected --device cuda, found cpu",
+            "--verbose": "expected --device cuda, found cpu",
+        }
+        for arguments, message in cases.items():
+            result = run("attention_peers.py", *arguments.split())
+            expected = f"attention_peers.py: argument {arguments.split()[0]}: {message}\n"
+            self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", expected))
+
+    def test_program(self):
+        def refusal(program) -> str:
+            code = "import attention_program, pathlib, sys; attention_program.report(pathlib.Path(sys.argv[1]), '--device')"
+            command = [sys.executable, "-B", "-c", code, program]
+            result = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER)
+            self.assertEqual((result.returncode, result.stdout), (1, ""))
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+            return result.stderr.removeprefix("attention_peers.py: --onepass: ").rstrip()
+
+        self.assertEqual(refusal("/nowhere/onepass"), "/nowhere/onepass: No such file or directory")
+        self.assertEqual(refusal("/"), "/: Permission denied")
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "onepass")
+            for lines, message in (
+                ("exit 3", f"{script}: exit status 3"),
+                ("echo first >&2; echo onepass: no >&2; exit 1", "onepass: no"),
+                ("echo text", f"{script}: expected a report in JSON, found none"),
+            ):
+                pathlib.Path(script).write_text(f"#!/bin/sh\n{lines}\n")
+                os.chmod(script, 0o755)
+                self.assertEqual(refusal(script), message)
 
 
 if __name__ == "__main__":
