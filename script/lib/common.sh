@@ -4,7 +4,6 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 NAME="$(realpath --relative-to="$ROOT" "$0")"
-export CMAKE_COLOR_DIAGNOSTICS=${CMAKE_COLOR_DIAGNOSTICS:-ON}
 JOBS="${ONEPASS_JOBS:-$(nproc 2>/dev/null || echo 2)}"
 
 # Progress goes to stderr: stdout is for results.
