@@ -324,27 +324,14 @@ Status launch(const LinearArgs& args, const LinearMaps& maps, const GpuInfo& gpu
   const auto kernel = hopper_linear_kernel<Config>;
   ONEPASS_RETURN_IF_ERROR(cuda_status(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes), "linear"));
+  LaunchShape shape{.threads = Config::kThreads, .shared_bytes = Config::kSharedBytes, .cluster = args.cluster};
   int clusters = gpu.multiprocessors;
   if (args.cluster > 1) {
-    // Clusters do not fill a GPU whose groups of multiprocessors they do not divide.
-    cudaLaunchAttribute size{};
-    size.id = cudaLaunchAttributeClusterDimension;
-    size.val.clusterDim.x = args.cluster, size.val.clusterDim.y = 1, size.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(args.cluster);
-    config.blockDim = dim3(Config::kThreads);
-    config.dynamicSmemBytes = Config::kSharedBytes;
-    config.attrs = &size;
-    config.numAttrs = 1;
-    ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "linear"));
+    ONEPASS_ASSIGN_OR_RETURN(clusters, clusters_at_once("linear", kernel, shape));
   }
   clusters = std::clamp((args.tiles + args.cluster - 1) / args.cluster, 1, std::max(1, clusters));
-  return launch_early("linear", kernel,
-                      {.grid = dim3(clusters * args.cluster),
-                       .threads = Config::kThreads,
-                       .shared_bytes = Config::kSharedBytes,
-                       .cluster = args.cluster},
-                      stream, args, maps);
+  shape.grid = dim3(clusters * args.cluster);
+  return launch_early("linear", kernel, shape, stream, args, maps);
 }
 
 template <typename T, int kTileRows>

@@ -22,6 +22,24 @@ struct LaunchShape {
   int cluster = 1;          // thread blocks of a cluster, along x
 };
 
+// How many clusters of the kernel fit on the GPU at a time: they do not fill one whose groups of SMs they do not
+// divide.
+template <typename... Params>
+StatusOr<int> clusters_at_once(std::string_view what, void (*kernel)(Params...), const LaunchShape& shape) {
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = shape.cluster, size.val.clusterDim.y = 1, size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.cluster);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  int clusters = 0;
+  ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), what));
+  return clusters;
+}
+
 // Queues kernel(args...), early where the GPU can.
 template <typename... Params, typename... Args>
 Status launch_early(std::string_view what, void (*kernel)(Params...), const LaunchShape& shape, CUstream_st* stream,

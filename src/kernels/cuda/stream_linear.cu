@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 3 : 2)
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int piece = n * kThreads + threadIdx.x;
-      if (piece < pieces) store_shared(x_base + piece * 16, x[n]);
+      if (piece < pieces) store_shared_16(x_base + piece * 16, x[n]);
     }
   } else {
     for (int row = 0; row < x_rows; ++row) {
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 3 : 2)
       uint4 w[2][kHalves];
 #pragma unroll
       for (int i = 0; i < L::kPieces; ++i) {
-        w[i / kHalves][i % kHalves] = load_shared(ring + (stage * L::kPieces + i) * 512);
+        w[i / kHalves][i % kHalves] = load_shared_16(ring + (stage * L::kPieces + i) * 512);
       }
       copy_next();  // into the stage that was read before this one
       stage = stage + 1 == L::kStages ? 0 : stage + 1;
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, kXTiles == 1 ? 3 : 2)
         for (int n = 0; n < kXTiles; ++n) {
           uint4 b{0, 0, 0, 0};
           if (n * 8 + group < x_rows) {
-            b = load_shared(x_at + n * 8 * pitch + (chunk - block_begin) * kChunk * 2 + j * 64);
+            b = load_shared_16(x_at + n * 8 * pitch + (chunk - block_begin) * kChunk * 2 + j * 64);
           }
           mma_m16n8k16(sums[j][n], low.x, high.x, low.y, high.y, b.x, b.y, T());
           mma_m16n8k16(sums[j][n], low.z, high.z, low.w, high.w, b.z, b.w, T());
@@ -288,18 +288,11 @@ Status launch(const CudaLinearParams& p, const StreamLinearPlan& plan, const Gpu
       "linear"));
   int64_t clusters = int64_t{gpu.multiprocessors} * plan.blocks_per_sm;
   if (plan.cluster > 1) {
-    // Clusters do not fill a GPU whose groups of SMs they do not divide, and one too many would run alone at the end.
-    cudaLaunchAttribute size{};
-    size.id = cudaLaunchAttributeClusterDimension;
-    size.val.clusterDim.x = plan.cluster, size.val.clusterDim.y = 1, size.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(plan.cluster);
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = most_bytes;
-    config.attrs = &size;
-    config.numAttrs = 1;
-    int resident = 0;
-    ONEPASS_RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveClusters(&resident, kernel, &config), "linear"));
+    // One too many would run alone at the end.
+    ONEPASS_ASSIGN_OR_RETURN(const int resident, clusters_at_once("linear", kernel,
+                                                                  {.threads = kThreads,
+                                                                   .shared_bytes = static_cast<size_t>(most_bytes),
+                                                                   .cluster = plan.cluster}));
     clusters = std::max<int64_t>(1, std::min<int64_t>(resident, clusters / plan.cluster));
   }
   const int64_t tile_cols = p.gated ? kTileRows / 2 : kTileRows, tiles = (p.y_cols() + tile_cols - 1) / tile_cols;

@@ -63,7 +63,7 @@ struct StreamNorm {
 #pragma unroll
           for (int i = 0; i < 8; ++i) piece.values[i] = narrow<T>(x[n][i] * (factor * weight[i]));
         }
-        store_shared(to + row * pitch + column(n) * 2, *reinterpret_cast<const uint4*>(&piece));
+        store_shared_16(to + row * pitch + column(n) * 2, *reinterpret_cast<const uint4*>(&piece));
       }
     }
   }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/cluster.cuh"
+#include "tensor/cuda/ptx.cuh"
 
 namespace onepass {
 
@@ -41,19 +42,6 @@ __device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" 
 template <int kPending>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-__device__ inline uint4 load_shared(uint32_t shared) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(shared)
-               : "memory");
-  return v;
-}
-
-__device__ inline void store_shared(uint32_t shared, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
 }
 // From the L2 cache: what another SM has written may be older in this one's own.
 __device__ inline void load_8_floats(const float* from, float (&to)[8]) {

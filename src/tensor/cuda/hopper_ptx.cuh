@@ -204,18 +204,6 @@ __device__ inline int load_shared_4(uint32_t shared) {
   asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
   return v;
 }
-__device__ inline uint4 load_shared_16(uint32_t shared) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(shared)
-               : "memory");
-  return v;
-}
-__device__ inline void store_shared_16(uint32_t shared, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
 // Brings a line into the L1 cache.
 __device__ inline void prefetch_l1(const int32_t* global) {
   asm volatile("{\n.reg .s32 unused;\nld.global.nc.s32 unused, [%0];\n}\n" ::"l"(global));
