@@ -342,7 +342,7 @@ __device__ __forceinline__ void zero_unseen(const Item& item, int first_key, uin
   if (key < item.some_lo || key >= item.some_hi) {
     for (int panel = 0; panel < R::kUnitDims / 64; ++panel)
       for (int i = 0; i < 128; i += 16) {
-        hopper::store_shared_16(unit + panel * R::kPanelBytes + row * 128 + i, {});
+        store_shared_16(unit + panel * R::kPanelBytes + row * 128 + i, {});
       }
     hopper::fence_async_proxy();
   }

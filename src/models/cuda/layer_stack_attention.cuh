@@ -211,7 +211,7 @@ class Attention {
 #pragma unroll
     for (int j = 0; j < kPieces; ++j) {
       const uint32_t from = k_at + j / 2 * kPanelBytes + ((j % 2 * 4 + member) ^ g) * 16;
-      const uint4 first = hopper::load_shared_16(from), second = hopper::load_shared_16(from + 8 * 128);
+      const uint4 first = load_shared_16(from), second = load_shared_16(from + 8 * 128);
       mma_m16n8k16<T>(scores, {first.x, second.x, first.y, second.y}, q[j].x, q[j].y);
       mma_m16n8k16<T>(scores, {first.z, second.z, first.w, second.w}, q[j].z, q[j].w);
     }

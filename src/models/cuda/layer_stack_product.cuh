@@ -78,8 +78,7 @@ class Multiplier {
       if (!has_row || column(n) >= cols) continue;
       float x[8], weight[8];
       to_floats(words[2 * n], words[2 * n + 1], x);
-      to_floats(hopper::load_shared_16(norm + column(n) * 4), hopper::load_shared_16(norm + column(n) * 4 + 16),
-                weight);
+      to_floats(load_shared_16(norm + column(n) * 4), load_shared_16(norm + column(n) * 4 + 16), weight);
       uint32_t out[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -89,8 +88,7 @@ class Multiplier {
     }
     const int i = (warp * 32 + lane) * 4;
     if (i < 2 * shape.head_dim) {
-      hopper::store_shared_16(block_.shared + block_.args.shared.head_norms + i * 4,
-                              hopper::load_shared_16(norm + (cols + i) * 4));
+      store_shared_16(block_.shared + block_.args.shared.head_norms + i * 4, load_shared_16(norm + (cols + i) * 4));
     }
     ring_.release();
     sync_consumers();
@@ -241,8 +239,8 @@ class Multiplier {
     uint4 w[2], x[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      w[j] = hopper::load_shared_16(w_at + j * 64);
-      x[j] = hopper::load_shared_16(x_at + j * 64);
+      w[j] = load_shared_16(w_at + j * 64);
+      x[j] = load_shared_16(x_at + j * 64);
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -253,9 +251,7 @@ class Multiplier {
 
   // Piece of 8 columns of a row of x.
   __device__ __forceinline__ uint32_t x_at(int row, int piece) const { return x_ + row * x_pitch_ + piece * 16; }
-  static __device__ __forceinline__ void store_x(uint32_t at, uint4 x) {
-    hopper::store_shared_16(at, {x.x, x.z, x.y, x.w});
-  }
+  static __device__ __forceinline__ void store_x(uint32_t at, uint4 x) { store_shared_16(at, {x.x, x.z, x.y, x.w}); }
 
   __device__ __forceinline__ int first_tile(int number, int tile) const {
     return block_.index() * block_.product(number).of_block + tile;
