@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=number(int, 1, 1000), help="default: 3, cuda 5")
     library = os.environ.get("ONEPASS_ATTENTION_LIBRARY", ROOT / "build/release/lib/libonepass_attention.so")
-    parser.add_argument("--library", type=pathlib.Path, help=f"cuda: default: {library}")
+    parser.add_argument("--library", dest="shared_object", type=pathlib.Path, help=f"cuda: default: {library}")
     parser.add_argument("--workload", choices=["all", "prefill", "extend", "decode"], help="cuda")
     parser.add_argument("--kernel", help="cuda: as of onepass bench attention")
     parser.add_argument("--shapes", type=pattern, help="cuda: those whose names this regular expression finds")
@@ -80,7 +80,7 @@ def main() -> None:
     of_device = {
         "cpu": {"threads": cores},
         "cuda": {
-            "library": pathlib.Path(library),
+            "shared_object": pathlib.Path(library),
             "workload": "all",
             "kernel": "auto",
             "shapes": re.compile(""),
@@ -94,7 +94,8 @@ def main() -> None:
             if getattr(args, name) is None:
                 setattr(args, name, default)
             elif device != args.device:
-                parser.error(f"argument --{name}: expected --device {device}, found {args.device}")
+                option = "library" if name == "shared_object" else name
+                parser.error(f"argument --{option}: expected --device {device}, found {args.device}")
     args.seconds = args.seconds or (0.1 if on_gpu else 0.5)
     args.rounds = args.rounds or (5 if on_gpu else 3)
     if not has_torch():

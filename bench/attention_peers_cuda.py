@@ -167,7 +167,7 @@ def main(args) -> None:
     if not torch.cuda.is_available():
         sys.exit("bench/attention_peers.py: --device cuda: PyTorch finds no GPU")
     warnings.filterwarnings("ignore", message=".*", category=UserWarning)  # why a backend does not take a shape
-    attention_onepass.load(args.library)
+    attention_onepass.load(args.shared_object)
     modules = attention_fa3.builds()
     gauge = Gauge()
     report = shapes_of(args)

@@ -139,9 +139,8 @@ TEST_F(FusedLinearCudaTest, FusedIsSeparate) {
   }
 }
 
-// The kernel for Hopper sums in one order whatever its plan.
+// The kernel for Hopper, which other GPUs are refused, sums in one order whatever its plan.
 TEST_F(FusedLinearCudaTest, FusedIsSeparateOnHopper) {
-  if (gpu_.compute_capability != 90) GTEST_SKIP() << "for Hopper";
   for (int round = 0; round < 100; ++round) {
     FusedProblem p = random_fused(one_of<int64_t>({264, 512, 1024, 4096}), one_of<int64_t>({9, 17, 64, 65, 128}),
                                   /*has_norm=*/false, /*gated=*/true);
@@ -150,6 +149,10 @@ TEST_F(FusedLinearCudaTest, FusedIsSeparateOnHopper) {
       return run_hopper_linear(params, plan, gpu_, stream_->get());
     };
     SCOPED_TRACE(fused_words(p));
+    if (gpu_.compute_capability != 90) {
+      ASSERT_TRUE(absl::IsUnimplemented(product(p.params)));
+      continue;
+    }
     const auto expected = result_of(p, [&] { return run_apart(p.params, product); });
     const auto found = result_of(p, [&] { return product(p.params); });
     ASSERT_EQ(found, expected);
