@@ -250,6 +250,10 @@ Status run(const AttentionParams& p, const GpuInfo& gpu, const CudaScratch& scra
   args.page_table = p.page_table;
   args.page_table_stride = p.page_table_stride;
   args.page_shift = p.page_table != nullptr ? std::countr_zero(unsigned(p.page_size)) : 0;
+  args.page_mask = (1 << args.page_shift) - 1;
+  args.window_mask = p.page_table == nullptr
+                         ? INT32_MAX
+                         : static_cast<int32_t>(std::min<int64_t>((int64_t{32} << args.page_shift) - 1, INT32_MAX));
   args.box_rows = box_rows;
   args.box_shift = p.page_table != nullptr ? std::countr_zero(unsigned(box_rows)) : 0;
   args.boxes = kernel.keys / box_rows;

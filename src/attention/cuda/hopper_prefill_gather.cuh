@@ -58,8 +58,6 @@ class PrefillGatherer {
         copy<true>(first_block, warp_, value_row);
       } else {
         for (int n = end_block - 1; n >= first_block; --n) {
-          // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
-          if (n > 0) prefetch_l1(page_id((n - 1) * kKeys + lane_ * kGroups));
           want_next_tile(n, first_block, end_block);
           deal<false>(n);
           if (n + 1 < end_block) deal<true>(n + 1);

@@ -24,23 +24,29 @@ class PrefillProducer {
       tile_.advance();
       if (tile.rows == 0) return;
       seqlen_k_ = tile.seqlen_k;
-      kv_row_ = tile.kv_row;
+      row_or_page_ = tile.kv_row;
       head_kv_ = tile.head_kv;
       request_ = tile.request;
+      look_up_pages(tile.end_block - 1);
       for (int n = tile.end_block - 1; n >= tile.first_block; --n) {
         if (!kValues && lane_ == 0 && n == min(tile.first_block + 1, tile.end_block - 1)) {
           barrier_arrive(shared_.tile_wanted());
         }
         copy(n);
+        if ((n * Config::kKeys & args_.window_mask) == 0 && n > tile.first_block) look_up_pages(n - 1);
       }
     }
   }
 
  private:
-  // Where the page of the s-th box of block n is found. Not to be read for boxes past the sequence's end.
-  __device__ const int32_t* page_id(int n, int box) const {
-    return args_.page_table + request_ * args_.page_table_stride +
-           ((n * Config::kKeys + box * args_.box_rows) >> args_.page_shift);
+  // Gives each lane the id of one of 32 pages, those of block n and of blocks before it. When each box's was loaded as
+  // it was copied, that took 2% of the kernel's time, wherever the load stood: an instruction that goes to memory holds
+  // up the consumers. Entries past the sequence's end are not read.
+  __device__ void look_up_pages(int n) {
+    if (args_.page_table == nullptr) return;
+    const int page = (n * Config::kKeys >> args_.page_shift) / 32 * 32 + lane_;
+    if (page > (seqlen_k_ - 1) >> args_.page_shift) return;
+    row_or_page_ = __ldg(args_.page_table + request_ * args_.page_table_stride + page);
   }
   // How many boxes of block n hold keys.
   __device__ int boxes(int n) const {
@@ -48,8 +54,6 @@ class PrefillProducer {
   }
 
   __device__ void copy(int n) {
-    // Blocks go from the last to the first: the next block's page ids will be in the L1 cache.
-    if (args_.page_table != nullptr && n > 0 && lane_ < args_.boxes) prefetch_l1(page_id(n - 1, lane_));
     const int slot = block_.slot();
     const uint32_t full = kValues ? shared_.value_full(slot) : shared_.key_full(slot);
     const uint32_t to = kValues ? shared_.value(slot) : shared_.key(slot);
@@ -61,12 +65,14 @@ class PrefillProducer {
       barrier_wait(empty, block_.parity());
     }
     block_.advance();
+    // Rows of V past the sequence's end may hold NaN, which would survive the product with a probability of zero: they
+    // are overwritten before the consumers may have the block. The other of a pair may be at the next such block
+    // already, in another slot.
     const int valid = seqlen_k_ - n * Config::kKeys;
-    if (!kValues || valid >= Config::kKeys) return copy_boxes(n, to, full);
-    // Rows of V past the sequence's end may hold NaN, which would survive the product with a probability of zero.
-    // The other of a pair may be at the next such block already, in another slot.
+    const bool whole = !kValues || valid >= Config::kKeys;
     const int raw = Config::kPaired ? slot : 0;
-    copy_boxes(n, to, shared_.value_raw(raw));
+    copy_boxes(n, to, whole ? full : shared_.value_raw(raw));
+    if (whole) return;
     barrier_wait(shared_.value_raw(raw), raw_parities_ >> raw & 1);
     raw_parities_ ^= 1u << raw;
     for (int panel = 0; panel < kPanels; ++panel) {
@@ -89,20 +95,19 @@ class PrefillProducer {
         const int row = Config::kPaired ? static_cast<int>(shared_.rank()) * (Config::kKeys / 2) : 0;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
-          copy_box(to + (panel * Config::kKeys + row) * 128, panel * 64, kv_row_ + first_key + row, 0, full);
+          copy_box(to + (panel * Config::kKeys + row) * 128, panel * 64, row_or_page_ + first_key + row, 0, full);
         }
       }
     } else {
       const int box = lane_ / kPanels;  // each lane a box of some rows and one panel
       const int panel = lane_ % kPanels;
+      const int row = box * args_.box_rows;
+      const int page = __shfl_sync(0xFFFFFFFF, row_or_page_, (first_key + row) >> args_.page_shift);  // modulo 32
       const bool mine = box < boxes(n) && (!Config::kPaired || box % 2 == static_cast<int>(shared_.rank()));
-      const int page = mine ? __ldg(page_id(n, box)) : 0;
       if (lane_ == 0) barrier_arrive_expect(full, boxes(n) * args_.box_rows * kPanels * 128);
       __syncwarp();
       if (mine) {
-        const int row = box * args_.box_rows;
-        copy_box(to + (panel * Config::kKeys + row) * 128, panel * 64,
-                 (first_key + row) & ((1 << args_.page_shift) - 1), page, full);
+        copy_box(to + (panel * Config::kKeys + row) * 128, panel * 64, (first_key + row) & args_.page_mask, page, full);
       }
     }
     __syncwarp();
@@ -124,9 +129,9 @@ class PrefillProducer {
   uint32_t raw_parities_ = 0;  // a bit for each slot
   // Of the current tile.
   int seqlen_k_ = 0;
-  int kv_row_ = 0;
   int head_kv_ = 0;
   int request_ = 0;
+  int row_or_page_ = 0;  // contiguous: of the first key; else the id of a page for each lane (registers are scarce)
 };
 
 }  // namespace onepass::hopper

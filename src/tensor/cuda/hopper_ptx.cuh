@@ -204,8 +204,4 @@ __device__ inline int load_shared_4(uint32_t shared) {
   asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
   return v;
 }
-// Brings a line into the L1 cache.
-__device__ inline void prefetch_l1(const int32_t* global) {
-  asm volatile("{\n.reg .s32 unused;\nld.global.nc.s32 unused, [%0];\n}\n" ::"l"(global));
-}
 }  // namespace onepass::hopper
