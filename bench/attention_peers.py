@@ -65,6 +65,11 @@ def main() -> None:
         "--seconds", type=number(float, 0.01, 600), help="for each shape, side and round; default: 0.5, cuda 0.1"
     )
     parser.add_argument("--rounds", type=number(int, 1, 1000), help="default: 3, cuda 5")
+    parser.add_argument(
+        "--instances",
+        type=number(int, 1, 16),
+        help="cuda: of each side, on inputs of its own; the figure is their mean; default: 2",
+    )
     library = os.environ.get("ONEPASS_ATTENTION_LIBRARY", ROOT / "build/release/lib/libonepass_attention.so")
     parser.add_argument("--library", dest="shared_object", type=pathlib.Path, help=f"cuda: default: {library}")
     parser.add_argument("--workload", choices=["all", "prefill", "extend", "decode"], help="cuda")
@@ -85,6 +90,7 @@ def main() -> None:
             "kernel": "auto",
             "shapes": re.compile(""),
             "peers": "FA3,cuDNN,FA2",
+            "instances": 2,
             "verbose": False,
             "output": None,
         },

@@ -14,7 +14,7 @@ import attention_fa3
 import attention_onepass
 import attention_program
 import torch
-from attention_timing import Gauge, Side
+from attention_timing import Gauge, Side, figures
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
@@ -97,8 +97,8 @@ def difference(calls: list, expected: torch.Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def measure(shape: dict, args, modules: dict, gauge: Gauge) -> None:
-    """Adds to the shape "sides", name -> Side.figures() of onepass and of the peers that take the shape, and what follows from them."""
+def build_sides(shape: dict, args, modules: dict) -> dict:
+    """Name -> Side of onepass and of the peers that take the shape, on inputs of their own."""
     inputs = Inputs(shape, getattr(torch, args.dtype))
     kernel = attention_onepass.Kernel(shape, inputs, shape["kernel"])
     ours = kernel.calls()
@@ -135,16 +135,23 @@ def measure(shape: dict, args, modules: dict, gauge: Gauge) -> None:
                     f"{shape['name']}: {name} left out: {(str(error).strip() or repr(error)).splitlines()[0]}",
                     file=sys.stderr,
                 )
+    return sides
+
+
+def measure(shape: dict, args, modules: dict, gauge: Gauge) -> None:
+    """Adds to the shape "sides", name -> figures() of onepass and of the peers, and what follows from them."""
+    instances = [build_sides(shape, args, modules) for _ in range(args.instances)]
     # A GPU at its power limit gives a kernel the clocks that the one before has left: no side always follows the same other.
-    turns = list(sides.values())
+    turns = [side for sides in instances for side in sides.values()]
     shuffle = random.Random(shape["name"]).shuffle
     for _ in range(args.rounds):
         shuffle(turns)
         for side in turns:
             side.measure(args.seconds, gauge)
-    shape["sides"] = {name: side.figures() for name, side in sides.items()}
+    names = [name for name in instances[0] if all(name in sides for sides in instances)]
+    shape["sides"] = {name: figures([sides[name] for sides in instances]) for name in names}
     shape["us"] = shape["sides"]["onepass"]["us"]
-    shape["peers_us"] = {name: figures["us"] for name, figures in shape["sides"].items() if name != "onepass"}
+    shape["peers_us"] = {name: side["us"] for name, side in shape["sides"].items() if name != "onepass"}
 
 
 def measure_gemm(dtype: torch.dtype, gauge: Gauge) -> float:
@@ -153,7 +160,7 @@ def measure_gemm(dtype: torch.dtype, gauge: Gauge) -> float:
     a, b = (torch.randn((n, n), device="cuda", dtype=dtype) for _ in range(2))
     side = Side([lambda: a @ b])
     side.measure(0.2, gauge)
-    return 2 * n**3 / side.figures()["us"] * 1e-6
+    return 2 * n**3 / figures([side])["us"] * 1e-6
 
 
 def rate(shape: dict, microseconds: float) -> float:
@@ -163,10 +170,22 @@ def rate(shape: dict, microseconds: float) -> float:
     return shape["flop"] / microseconds * 1e-6
 
 
+def refuse_files(args) -> None:
+    """Ends with one line if the library is not there or the output cannot be written."""
+    if not args.shared_object.is_file():
+        sys.exit(f"attention_peers.py: --library: {args.shared_object}: expected a file, found none")
+    if args.output:
+        try:
+            args.output.touch()
+        except OSError as error:
+            sys.exit(f"attention_peers.py: --output: {args.output}: {error.strerror}")
+
+
 def main(args) -> None:
     if not torch.cuda.is_available():
-        sys.exit("bench/attention_peers.py: --device cuda: PyTorch finds no GPU")
+        sys.exit("attention_peers.py: --device cuda: PyTorch finds no GPU")
     warnings.filterwarnings("ignore", message=".*", category=UserWarning)  # why a backend does not take a shape
+    refuse_files(args)
     attention_onepass.load(args.shared_object)
     modules = attention_fa3.builds()
     gauge = Gauge()
@@ -186,7 +205,7 @@ def main(args) -> None:
     finally:  # a fault of one kernel, which ends all work on the GPU, leaves what was measured before
         if args.output:
             args.output.write_text(json.dumps(report, indent=1) + "\n")
-    verdicts = [verdict(shape, report)[1] for shape in shapes]
+    verdicts = [reached for shape in shapes for _, reached in verdicts_of(shape, report)]
     print(f"targets: {verdicts.count('reached')} reached, {verdicts.count('missed')} missed")
 
 
@@ -210,19 +229,33 @@ def print_row(shape: dict, report: dict, peers: list) -> None:
     for key, width in (("mhz", 11), ("watts", 9)):
         both = [s[key] for s in (sides["onepass"], best) if s is not None and s[key] is not None]
         line += f" {'/'.join(f'{value:.0f}' for value in both):>{width}}"
-    print(f"{line}  {' '.join(verdict(shape, report))}".rstrip(), flush=True)
+    verdicts = "; ".join(" ".join(verdict) for verdict in verdicts_of(shape, report))
+    print(f"{line}  {verdicts}".rstrip(), flush=True)
 
 
-def verdict(shape: dict, report: dict) -> tuple[str, str]:
-    """What is aimed at, with where we stand, and "reached" or "missed"; ("", "") for a shape without a target."""
-    goal = attention_anchors.GOALS.get(shape["name"])
-    if goal is None:
-        return "", ""
-    theirs, mark = {"copy": report["copy_gb_per_s"]} if goal.peers == ("copy",) else {}, ""
-    for peer, earlier in (("FA3", attention_anchors.FA3), ("cuDNN", attention_anchors.CUDNN)):
-        if peer in goal.peers and peer in shape["peers_us"]:
-            theirs[peer] = rate(shape, shape["peers_us"][peer])
-        elif peer in goal.peers and shape["name"] in earlier:
-            theirs[peer], mark = earlier[shape["name"]], "*"
-    ratio = rate(shape, shape["us"]) / max(theirs.values())
+def verdicts_of(shape: dict, report: dict) -> list[tuple[str, str]]:
+    """For each of the shape's targets what is aimed at, with where we stand, and "reached" or "missed"."""
+    return [verdict(goal, shape, report) for goal in attention_anchors.GOALS.get(shape["name"], ())]
+
+
+def verdict(goal: attention_anchors.Goal, shape: dict, report: dict) -> tuple[str, str]:
+    now = {s["name"]: rate(s, s["us"]) for s in report["shapes"]}
+    contiguous = shape["name"].replace(f"page {shape['page_size']}", "contiguous")
+    now_or_earlier = {
+        "copy": (report["copy_gb_per_s"], None),
+        "contiguous": (now.get(contiguous), None),
+        "FA3": (peer_rate(shape, "FA3"), attention_anchors.FA3.get(shape["name"])),
+        "cuDNN": (peer_rate(shape, "cuDNN"), attention_anchors.CUDNN.get(shape["name"])),
+    }
+    theirs = [now_or_earlier[peer] for peer in goal.peers]
+    rates = [one or other for one, other in theirs if one or other]
+    if not rates:
+        return f"{goal}:", "not measured"
+    mark = "*" if any(one is None and other is not None for one, other in theirs) else ""
+    ratio = now[shape["name"]] / max(rates)
     return f"{goal}{mark}: {ratio:.2f}x", "reached" if ratio >= goal.factor else "missed"
+
+
+def peer_rate(shape: dict, peer: str) -> float | None:
+    us = shape["peers_us"].get(peer)
+    return rate(shape, us) if us else None

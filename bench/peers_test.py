@@ -67,6 +67,8 @@ class AttentionPeers(unittest.TestCase):
             "--shapes decode": "expected --device cuda, found cpu",
             "--workload all": "expected --device cuda, found cpu",
             "--peers FA3": "expected --device cuda, found cpu",
+            "--instances 0 --device cuda": "expected 1 to 16, found 0",
+            "--instances 2": "expected --device cuda, found cpu",
             "--library x": "expected --device cuda, found cpu",
             "--output x": "expected --device cuda, found cpu",
             "--verbose": "expected --device cuda, found cpu",
