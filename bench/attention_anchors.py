@@ -1,5 +1,5 @@
 """What others reach on an H100 80GB HBM3 (SXM, 700 W), bf16, measured on 2026-11-24 with torch 2.11, cuDNN 9.19 and
-FlashAttention-3 of August 2026, by the names of onepass bench attention's shapes; and what onepass aims at. TFLOP/s (causal counts half
+FlashAttention-3 of August 2026, by the names of onepass bench attention's shapes; what onepass aims at, and how a shape is judged by it. TFLOP/s (causal counts half
 of the square); decode: GB/s of K and V. A leaning post: cards differ by some percent, so the peers of the same run come first.
 """
 
@@ -40,10 +40,12 @@ CUDNN = {
     **_rows("prefill causal {}, 32/8", (1024, 4096, 16384), (451, 540, 583)),
 }
 
+EARLIER = {"FA3": FA3, "cuDNN": CUDNN}
+
 
 class Goal(NamedTuple):
     """`factor` times what the best of `peers` reaches on the shape; "copy": times the bandwidth of a copy; "contiguous": times what
-    onepass reaches where K and V are not in pages."""
+    onepass's kernel reaches where K and V are not in pages."""
 
     factor: float
     peers: tuple[str, ...]
@@ -55,12 +57,12 @@ class Goal(NamedTuple):
 _FA3 = ("FA3",)
 _BETTER = ("FA3", "cuDNN")
 _COPY = ("copy",)
-_CONTIGUOUS = Goal(0.97, ("contiguous",))
 
-_EACH_ONE = {
+_GOALS = {
     **{f"prefill causal {s}": Goal(1.05, _BETTER) for s in _LENGTHS},
     **{f"prefill full {s}": Goal(1.03, _BETTER) for s in _LENGTHS},
     **{f"prefill causal {s}, 32/8": Goal(1.05, _BETTER) for s in (1024, 4096, 16384)},
+    **{f"prefill causal 4096, hd {dim}": Goal(1.00, _BETTER) for dim in (64, 256)},
     **{name: Goal(1.10, _FA3) for name in FA3 if name.startswith("extend")},
     # Decoding from a few KV heads' worth of memory: launches and latency count.
     **{
@@ -75,12 +77,45 @@ _EACH_ONE = {
     **_rows("decode b32 ctx 8192, page {}", (1, 16, 64, 128), (Goal(f, _COPY) for f in (0.94, 0.97, 0.97, 0.97))),
     **{
         f"decode b{batch} ctx {context}, page 64": Goal(0.97, _COPY)
-        for batch, context in ((128, 4096), (256, 1024), (64, 2048))
+        for batch, context in ((128, 4096), (256, 1024), (64, 2048), (16, 4096))
     },
     **{f"decode b32 ctx 4096, page 64, hd {dim}": Goal(0.95, _COPY) for dim in (64, 256)},
 }
-
-GOALS = {
-    name: (goal, _CONTIGUOUS) if name.startswith("extend") and name.endswith("page 64") else (goal,)
-    for name, goal in _EACH_ONE.items()
+_PAGED = Goal(0.97, ("contiguous",))
+_PORTABLE = {
+    "prefill causal 4096": Goal(1.00, ("FA2",)),
+    "decode b32 ctx 8192, page 64": Goal(0.90, _COPY),
 }
+
+
+def goals(name: str, kernel: str) -> list[Goal]:
+    """Those of a shape, by its name, and of one of onepass's kernels."""
+    if kernel == "portable":
+        return [_PORTABLE[name]] if name in _PORTABLE else []
+    found = [_GOALS[name]] if name in _GOALS else []
+    return [*found, _PAGED] if name.startswith("extend") and name.endswith("page 64") else found
+
+
+def rate(shape: dict, microseconds: float) -> float:
+    """TFLOP/s, for decoding GB/s of K and V."""
+    if shape["workload"] == "decode":
+        return shape["kv_bytes"] / microseconds * 1e-3
+    return shape["flop"] / microseconds * 1e-6
+
+
+def verdicts(shape: dict, report: dict) -> list[tuple[str, str]]:
+    """For each of the shape's targets what is aimed at, with where we stand, and "reached", "missed" or, of a wrong result, "wrong"."""
+    return [_verdict(goal, shape, report) for goal in goals(shape["name"], shape["kernel"])]
+
+
+def _verdict(goal: Goal, shape: dict, report: dict) -> tuple[str, str]:
+    now = {name: rate(shape, side["us"]) for name, side in shape["sides"].items()}
+    now["copy"] = report["copy_gb_per_s"]
+    earlier = {peer: rows.get(shape["name"]) for peer, rows in EARLIER.items()}
+    rates = [now.get(peer) or earlier.get(peer) for peer in goal.peers]
+    if not any(rates):
+        return f"{goal}:", "not measured"
+    mark = "*" if any(peer not in now and earlier.get(peer) for peer in goal.peers) else ""
+    ratio = now["onepass"] / max(filter(None, rates))
+    result = "wrong" if "wrong" in shape else "reached" if ratio >= goal.factor else "missed"
+    return f"{goal}{mark}: {ratio:.2f}x", result

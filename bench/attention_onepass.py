@@ -13,16 +13,19 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def load(library: pathlib.Path) -> None:
-    """Makes the package use this libonepass_attention.so."""
+    """Makes the package use this libonepass_attention.so. OSError or AttributeError if it is another file."""
     sys.path.insert(0, str(ROOT / "python"))
     os.environ["ONEPASS_ATTENTION_LIBRARY"] = str(library.resolve())
+    from onepass import _device
+
+    _device.native()
 
 
 class Kernel:
     """The kernel called `name` ("auto": the best) for a shape; its calls go round the copies of the inputs."""
 
     def __init__(self, shape: dict, inputs, name: str):
-        from onepass import _device, _library  # the library is loaded here, when load() has named it
+        from onepass import _device, _library  # load() has said which library
 
         self._library, self._gpu = _device.native(), _device.gpu(torch.cuda.current_device())
         self._raw_stream = _device.raw_stream

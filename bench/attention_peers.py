@@ -17,6 +17,7 @@ import pathlib
 import re
 import sys
 
+PEERS = ("FA3", "cuDNN", "FA2")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -47,6 +48,14 @@ def number(kind: type, low: float, high: float):
     return parse
 
 
+def peers(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(f"expected {', '.join(PEERS)} or some of them, found {name}")
+    return names
+
+
 def pattern(text: str) -> re.Pattern:
     try:
         return re.compile(text)
@@ -75,7 +84,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=["all", "prefill", "extend", "decode"], help="cuda")
     parser.add_argument("--kernel", help="cuda: as of onepass bench attention")
     parser.add_argument("--shapes", type=pattern, help="cuda: those whose names this regular expression finds")
-    parser.add_argument("--peers", help="cuda: default: FA3,cuDNN,FA2")
+    parser.add_argument("--peers", type=peers, help=f"cuda: default: {','.join(PEERS)}")
     parser.add_argument(
         "--verbose", action="store_true", default=None, help="cuda: says why a peer does not take a shape"
     )
@@ -89,7 +98,7 @@ def main() -> None:
             "workload": "all",
             "kernel": "auto",
             "shapes": re.compile(""),
-            "peers": "FA3,cuDNN,FA2",
+            "peers": list(PEERS),
             "instances": 2,
             "verbose": False,
             "output": None,
@@ -107,7 +116,6 @@ def main() -> None:
     if not has_torch():
         sys.exit("attention_peers.py: torch: expected it to be installed (pip install torch), found none")
     if on_gpu:
-        args.peers = args.peers.split(",")
         import attention_peers_cuda  # needs a GPU
 
         return attention_peers_cuda.main(args)

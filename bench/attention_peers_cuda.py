@@ -5,9 +5,11 @@ medians. The sides of a shape take turns, each after as long a warm-up of its ow
 
 import functools
 import json
+import pathlib
 import random
 import sys
 import warnings
+from typing import NoReturn
 
 import attention_anchors
 import attention_fa3
@@ -20,6 +22,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 ALLOWED_DIFFERENCE = 1 / 32  # from onepass's result, relative to its largest element
+OWN = ("onepass", "contiguous")  # sides that are no peers
 
 
 def shapes_of(args) -> dict:
@@ -98,13 +101,18 @@ def difference(calls: list, expected: torch.Tensor) -> float:
 
 
 def build_sides(shape: dict, args, modules: dict) -> dict:
-    """Name -> Side of onepass and of the peers that take the shape, on inputs of their own."""
+    """Name -> Side of onepass and of the peers that take the shape, on inputs of their own. "contiguous": onepass's kernel where K and V
+    are not in pages, if that is what it is judged by. Adds to the shape "wrong", if onepass's result is."""
     inputs = Inputs(shape, getattr(torch, args.dtype))
-    kernel = attention_onepass.Kernel(shape, inputs, shape["kernel"])
-    ours = kernel.calls()
+    ours = attention_onepass.Kernel(shape, inputs, shape["kernel"]).calls()
     ours[0]()
     expected = ours[0]().float()
+    if not expected.isfinite().all():
+        shape["wrong"] = "not finite"
     sides = {"onepass": Side(ours)}
+    if has_contiguous_goal(shape):
+        flat = shape | {"page_size": 0}
+        sides["contiguous"] = Side(attention_onepass.Kernel(flat, Inputs(flat, inputs.dtype), shape["kernel"]).calls())
     builds = {
         f"FA3 {name}": functools.partial(attention_fa3.calls_of, name, module) for name, module in modules.items()
     }
@@ -113,6 +121,7 @@ def build_sides(shape: dict, args, modules: dict) -> dict:
         "cuDNN": functools.partial(sdpa_calls, SDPBackend.CUDNN_ATTENTION),
         "FA2": functools.partial(sdpa_calls, SDPBackend.FLASH_ATTENTION),
     }
+    differing, agreeing = [], []
     for name, make in peers.items():
         peer, _, build = name.partition(" ")
         if peer not in args.peers or peer in sides:
@@ -121,8 +130,10 @@ def build_sides(shape: dict, args, modules: dict) -> dict:
             calls = make(shape, inputs)
             off = difference(calls, expected)
             if not off <= ALLOWED_DIFFERENCE:
+                differing.append(name)
                 print(f"{shape['name']}: {name} left out: {off:.1e} from onepass's result", file=sys.stderr)
                 continue
+            agreeing.append(name)
             sides[peer] = Side(calls)
             if build:
                 shape["fa3"] = build
@@ -130,17 +141,25 @@ def build_sides(shape: dict, args, modules: dict) -> dict:
             if "CUDA error" in str(error):
                 raise
             torch.cuda.synchronize()
-            if args.verbose:
+            if args.verbose or isinstance(error, torch.OutOfMemoryError):
                 print(
                     f"{shape['name']}: {name} left out: {(str(error).strip() or repr(error)).splitlines()[0]}",
                     file=sys.stderr,
                 )
+    if differing and not agreeing:
+        shape["wrong"] = f"unlike {', '.join(differing)}"
     return sides
+
+
+def has_contiguous_goal(shape: dict) -> bool:
+    return any("contiguous" in goal.peers for goal in attention_anchors.goals(shape["name"], shape["kernel"]))
 
 
 def measure(shape: dict, args, modules: dict, gauge: Gauge) -> None:
     """Adds to the shape "sides", name -> figures() of onepass and of the peers, and what follows from them."""
-    instances = [build_sides(shape, args, modules) for _ in range(args.instances)]
+    # A difference of 3% is to be seen where what counts for as much is where the inputs lie.
+    count = args.instances * (2 if has_contiguous_goal(shape) else 1)
+    instances = [build_sides(shape, args, modules) for _ in range(count)]
     # A GPU at its power limit gives a kernel the clocks that the one before has left: no side always follows the same other.
     turns = [side for sides in instances for side in sides.values()]
     shuffle = random.Random(shape["name"]).shuffle
@@ -151,7 +170,7 @@ def measure(shape: dict, args, modules: dict, gauge: Gauge) -> None:
     names = [name for name in instances[0] if all(name in sides for sides in instances)]
     shape["sides"] = {name: figures([sides[name] for sides in instances]) for name in names}
     shape["us"] = shape["sides"]["onepass"]["us"]
-    shape["peers_us"] = {name: side["us"] for name, side in shape["sides"].items() if name != "onepass"}
+    shape["peers_us"] = {name: shape["sides"][name]["us"] for name in names if name not in OWN}
 
 
 def measure_gemm(dtype: torch.dtype, gauge: Gauge) -> float:
@@ -163,50 +182,57 @@ def measure_gemm(dtype: torch.dtype, gauge: Gauge) -> float:
     return 2 * n**3 / figures([side])["us"] * 1e-6
 
 
-def rate(shape: dict, microseconds: float) -> float:
-    """TFLOP/s, for decoding GB/s of K and V."""
-    if shape["workload"] == "decode":
-        return shape["kv_bytes"] / microseconds * 1e-3
-    return shape["flop"] / microseconds * 1e-6
+def stop(problem: str) -> NoReturn:
+    sys.exit(f"attention_peers.py: {problem}")
 
 
-def refuse_files(args) -> None:
-    """Ends with one line if the library is not there or the output cannot be written."""
-    if not args.shared_object.is_file():
-        sys.exit(f"attention_peers.py: --library: {args.shared_object}: expected a file, found none")
-    if args.output:
-        try:
-            args.output.touch()
-        except OSError as error:
-            sys.exit(f"attention_peers.py: --output: {args.output}: {error.strerror}")
+def load(library: pathlib.Path) -> None:
+    if not library.is_file():
+        stop(f"--library: {library}: expected a file, found none")
+    try:
+        attention_onepass.load(library)
+    except (OSError, AttributeError) as error:
+        stop(f"--library: {library}: expected libonepass_attention.so: {error}")
 
 
 def main(args) -> None:
     if not torch.cuda.is_available():
-        sys.exit("attention_peers.py: --device cuda: PyTorch finds no GPU")
+        stop("--device cuda: PyTorch finds no GPU")
+    if args.output:  # before anything is measured
+        try:
+            args.output.open("a").close()
+        except OSError as error:
+            stop(f"--output: {args.output}: {error.strerror}")
     warnings.filterwarnings("ignore", message=".*", category=UserWarning)  # why a backend does not take a shape
-    refuse_files(args)
-    attention_onepass.load(args.shared_object)
+    load(args.shared_object)
     modules = attention_fa3.builds()
     gauge = Gauge()
     report = shapes_of(args)
     shapes = [shape for shape in report["shapes"] if args.shapes.search(shape["name"])]
+    if not shapes:
+        stop(f"--shapes: {args.shapes.pattern}: expected to find a shape of --workload {args.workload}, found none")
     report |= {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "shapes": []}
     report["fa3"] = attention_fa3.describe(modules)
     report["gemm_tflop_per_s"] = measure_gemm(getattr(torch, args.dtype), gauge)
     print_head(report, args.peers)
     try:
         for shape in shapes:
-            with torch.no_grad():
-                measure(shape, args, modules, gauge)
+            try:
+                with torch.no_grad():
+                    measure(shape, args, modules, gauge)
+            except torch.OutOfMemoryError:
+                stop(f"{shape['name']}: out of memory: expected fewer --instances, found {args.instances}")
             torch.cuda.empty_cache()
             report["shapes"].append(shape)
             print_row(shape, report, args.peers)
     finally:  # a fault of one kernel, which ends all work on the GPU, leaves what was measured before
         if args.output:
             args.output.write_text(json.dumps(report, indent=1) + "\n")
-    verdicts = [reached for shape in shapes for _, reached in verdicts_of(shape, report)]
+    verdicts = [reached for shape in shapes for _, reached in attention_anchors.verdicts(shape, report)]
     print(f"targets: {verdicts.count('reached')} reached, {verdicts.count('missed')} missed")
+    wrong = [f"{shape['name']} ({shape['kernel']}: {shape['wrong']})" for shape in shapes if "wrong" in shape]
+    if wrong:
+        stop(f"wrong results of onepass: {', '.join(wrong)}")
 
 
 def print_head(report: dict, peers: list) -> None:
@@ -221,41 +247,13 @@ def print_head(report: dict, peers: list) -> None:
 
 def print_row(shape: dict, report: dict, peers: list) -> None:
     us, sides = shape["us"], shape["sides"]
-    line = f"{shape['name']:36} {shape['kernel']:16} {rate(shape, us):8.0f}"
+    line = f"{shape['name']:36} {shape['kernel']:16} {attention_anchors.rate(shape, us):8.0f}"
     for peer in peers:
         theirs = shape["peers_us"].get(peer)
-        line += f" {rate(shape, theirs):8.0f} {theirs / us:5.2f}x" if theirs else " " * 16
-    best = min((s for name, s in sides.items() if name != "onepass"), key=lambda s: s["us"], default=None)
+        line += f" {attention_anchors.rate(shape, theirs):8.0f} {theirs / us:5.2f}x" if theirs else " " * 16
+    best = min((s for name, s in sides.items() if name not in OWN), key=lambda s: s["us"], default=None)
     for key, width in (("mhz", 11), ("watts", 9)):
         both = [s[key] for s in (sides["onepass"], best) if s is not None and s[key] is not None]
         line += f" {'/'.join(f'{value:.0f}' for value in both):>{width}}"
-    verdicts = "; ".join(" ".join(verdict) for verdict in verdicts_of(shape, report))
+    verdicts = "; ".join(" ".join(verdict) for verdict in attention_anchors.verdicts(shape, report))
     print(f"{line}  {verdicts}".rstrip(), flush=True)
-
-
-def verdicts_of(shape: dict, report: dict) -> list[tuple[str, str]]:
-    """For each of the shape's targets what is aimed at, with where we stand, and "reached" or "missed"."""
-    return [verdict(goal, shape, report) for goal in attention_anchors.GOALS.get(shape["name"], ())]
-
-
-def verdict(goal: attention_anchors.Goal, shape: dict, report: dict) -> tuple[str, str]:
-    now = {s["name"]: rate(s, s["us"]) for s in report["shapes"]}
-    contiguous = shape["name"].replace(f"page {shape['page_size']}", "contiguous")
-    now_or_earlier = {
-        "copy": (report["copy_gb_per_s"], None),
-        "contiguous": (now.get(contiguous), None),
-        "FA3": (peer_rate(shape, "FA3"), attention_anchors.FA3.get(shape["name"])),
-        "cuDNN": (peer_rate(shape, "cuDNN"), attention_anchors.CUDNN.get(shape["name"])),
-    }
-    theirs = [now_or_earlier[peer] for peer in goal.peers]
-    rates = [one or other for one, other in theirs if one or other]
-    if not rates:
-        return f"{goal}:", "not measured"
-    mark = "*" if any(one is None and other is not None for one, other in theirs) else ""
-    ratio = now[shape["name"]] / max(rates)
-    return f"{goal}{mark}: {ratio:.2f}x", "reached" if ratio >= goal.factor else "missed"
-
-
-def peer_rate(shape: dict, peer: str) -> float | None:
-    us = shape["peers_us"].get(peer)
-    return rate(shape, us) if us else None

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import unittest
 
+import attention_anchors
+
 FOLDER = pathlib.Path(__file__).resolve().parent
 # As if nothing were installed, wherever this runs.
 WITHOUT = """
@@ -66,6 +68,7 @@ class AttentionPeers(unittest.TestCase):
             "--kernel auto": "expected --device cuda, found cpu",
             "--shapes decode": "expected --device cuda, found cpu",
             "--workload all": "expected --device cuda, found cpu",
+            "--peers FA3,FA9 --device cuda": "expected FA3, cuDNN, FA2 or some of them, found FA9",
             "--peers FA3": "expected --device cuda, found cpu",
             "--instances 0 --device cuda": "expected 1 to 16, found 0",
             "--instances 2": "expected --device cuda, found cpu",
@@ -77,6 +80,28 @@ class AttentionPeers(unittest.TestCase):
             result = run("attention_peers.py", *arguments.split())
             expected = f"attention_peers.py: argument {arguments.split()[0]}: {message}\n"
             self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", expected))
+
+    def test_verdicts(self):
+        def verdicts(sides, name="extend 4096+1024, b4, page 64", kernel="hopper-prefill", **more):
+            shape = {"name": name, "kernel": kernel, "workload": name.split()[0], "flop": 6e9, "kv_bytes": 6e6, **more}
+            shape["sides"] = {side: {"us": us} for side, us in sides.items()}
+            return attention_anchors.verdicts(shape, {"copy_gb_per_s": 3000.0})
+
+        slow = {"onepass": 10.0, "contiguous": 9.0, "FA3": 12.0}
+        self.assertEqual(verdicts(slow), [("1.10x FA3: 1.20x", "reached"), ("0.97x contiguous: 0.90x", "missed")])
+        self.assertEqual(
+            verdicts(slow, wrong="nan"), [("1.10x FA3: 1.20x", "wrong"), ("0.97x contiguous: 0.90x", "wrong")]
+        )
+        self.assertEqual(verdicts(slow, kernel="portable"), [])
+        alone = {"onepass": 10.0}
+        self.assertEqual(verdicts(alone), [("1.10x FA3*: 1.10x", "missed"), ("0.97x contiguous:", "not measured")])
+        self.assertEqual(verdicts({"onepass": 9.0}, "prefill causal 512"), [("1.05x FA3/cuDNN*: 2.08x", "reached")])
+        both = {"onepass": 10.0, "FA3": 12.0, "cuDNN": 10.6}
+        self.assertEqual(verdicts(both, "prefill causal 512"), [("1.05x FA3/cuDNN: 1.06x", "reached")])
+        self.assertEqual(
+            verdicts({"onepass": 2.0}, "decode b128 ctx 4096, page 64"), [("0.97x copy: 1.00x", "reached")]
+        )
+        self.assertEqual(verdicts(both, "a shape without a target"), [])
 
     def test_program(self):
         def refusal(program) -> str:
