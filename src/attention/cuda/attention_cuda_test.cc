@@ -236,6 +236,40 @@ TEST_P(AttentionCudaTest, CopiesSmallPages) {
   expect_right_of_those_taken(specs);
 }
 
+// Requests that end around the 32nd page, and around the 64th: kernels keep the ids of as many pages as a warp has
+// threads.
+TEST_P(AttentionCudaTest, LooksManyPagesUp) {
+  std::vector<AttentionSpec> specs;
+  for (const auto& [head_dim, head_dim_v] : {std::pair{64, 64}, {128, 128}, {192, 128}, {256, 256}}) {
+    for (const int page_size : {1, 8, 16, 64, 256, 1024}) {
+      AttentionSpec spec;
+      const int keys = 32 * page_size;
+      spec.seqlens_q = {40, 40, 40};
+      spec.seqlens_k = {keys - 1, keys + 1, page_size < 256 ? 2 * keys : keys};
+      for (int b = 0; b < 3; ++b) spec.seqlens_q[b] = std::min(spec.seqlens_q[b], spec.seqlens_k[b]);
+      spec.num_heads = spec.num_heads_kv = page_size < 1024 ? 2 : 1;
+      spec.head_dim = head_dim, spec.head_dim_v = head_dim_v;
+      spec.page_size = page_size;
+      spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kBF16;
+      specs.push_back(spec);
+      spec.window_left = keys / 2;
+      specs.push_back(spec);
+    }
+  }
+  // Long enough for kernels that share the keys of long causal requests.
+  for (const int page_size : {8, 16, 64, 256}) {
+    AttentionSpec spec;
+    spec.seqlens_q = {2100, 2048};
+    spec.seqlens_k = {2100 + 33 * page_size, 2049};
+    spec.num_heads = spec.num_heads_kv = 1;
+    spec.head_dim = spec.head_dim_v = 128;
+    spec.page_size = page_size;
+    spec.q_dtype = spec.kv_dtype = spec.out_dtype = DType::kF16;
+    specs.push_back(spec);
+  }
+  expect_right_of_those_taken(specs);
+}
+
 TEST_P(AttentionCudaTest, TakesNoRows) {
   std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
   ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));

@@ -1,5 +1,6 @@
-// The Hopper prefill kernel: one persistent thread block a multiprocessor, of three warpgroups. The first keeps the
-// copy engine busy; the others own 64 queries each of a tile of 128. docs/attention.md draws the schedule.
+// The Hopper prefill kernel: one persistent thread block a multiprocessor, of three warpgroups or four. The first keeps
+// the copy engine busy (where rows are gathered, the last copies them); the others own 64 queries each of a tile.
+// docs/attention.md draws the schedule.
 #pragma once
 
 #include "attention/cuda/hopper_prefill.h"
@@ -33,6 +34,7 @@ struct PrefillConfig {
   // as long as the products. A lane brings one box of one panel, so there can be no more than 32 of them.
   static constexpr int kSmallestPage = kHeadDim == 128 || kHeadDim == 192 ? 16 : 8;
   static_assert(kKeys_ / kSmallestPage * (kHeadDim / 64) <= 32);
+  static_assert(32 * kSmallestPage % kKeys_ == 0);  // of 32 pages, whose ids are looked up at once
   // Whether there are registers for the next probabilities beside those that a product in flight reads.
   static constexpr bool kOverlapValues = kHeadDim == 128;
   static constexpr int kPanels = kHeadDim / 64;

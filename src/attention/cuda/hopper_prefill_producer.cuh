@@ -39,9 +39,9 @@ class PrefillProducer {
   }
 
  private:
-  // Gives each lane the id of one of 32 pages, those of block n and of blocks before it. When each box's was loaded as
-  // it was copied, that took 2% of the kernel's time, wherever the load stood: an instruction that goes to memory holds
-  // up the consumers. Entries past the sequence's end are not read.
+  // Gives each lane the id of one of the 32 pages, from a multiple of 32, that block n is in; no block is in more. When
+  // each box's id was loaded for its copy, that took 2% of the kernel's time, wherever the load stood: an instruction
+  // that goes to memory holds up the consumers. Entries past the sequence's end are not read.
   __device__ void look_up_pages(int n) {
     if (args_.page_table == nullptr) return;
     const int page = (n * Config::kKeys >> args_.page_shift) / 32 * 32 + lane_;
