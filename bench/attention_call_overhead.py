@@ -6,10 +6,11 @@
 Needs a GPU, torch and the package of python/. The work is small enough for the GPU to keep up: what is measured is the call.
 """
 
-import argparse
 import statistics
 import sys
 import time
+
+from attention_peers import Parser, number
 
 try:
     import torch
@@ -39,13 +40,15 @@ def microseconds(call, calls: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, default=100)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=number(int, 1, 1000000), default=100, help="in each of 11 rounds")
     calls = parser.parse_args().calls
     if torch is None:
         sys.exit(
             "attention_call_overhead.py: torch, onepass: expected them to be installed (pip install torch ./python), found one missing"
         )
+    if not torch.cuda.is_available():
+        sys.exit("attention_call_overhead.py: GPU: expected one that PyTorch can use, found none")
     device, dtype, batch, heads, heads_kv, dim, page = "cuda", torch.bfloat16, 2, 8, 2, 128, 64
 
     def randn(*shape):

@@ -8,13 +8,30 @@ FOLDER/gpu-prefill.svg: causal and full prefill by the length of the prompts, be
 """
 
 import argparse
+import html
 import json
 import math
 import pathlib
+import sys
+
+from attention_peers import Parser
 
 INK = "#7b8591"  # as in src/cli/svg_plot.cc: reads on white and on black
 COLORS = {"onepass": "#d9534f", "FA3": "#8b6cef", "cuDNN": "#2f8fd8", "FA2": "#c98a12"}
 WORKLOADS = {"prefill": "#d9534f", "extend": "#8b6cef", "decode": "#159a68"}
+# What is drawn of a report, and of each of its shapes. Numbers are above 0: they are divided by, and drawn on logarithmic axes.
+OF_REPORT = {"device": str, "dtype": str, "copy_gb_per_s": float, "gemm_tflop_per_s": float, "shapes": list}
+OF_SHAPE = {
+    "name": str,
+    "workload": str,
+    "kernel": str,
+    "us": float,
+    "flop": float,
+    "kv_bytes": float,
+    "peers_us": dict,
+}
+OF_SHAPE |= dict.fromkeys(("batch", "seqlen_q", "num_heads", "head_dim", "head_dim_v"), float)
+WORDS = {str: "text", float: "a number above 0", list: "a list", dict: "an object"}
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 340, 64, 92, 44, 52
 
 
@@ -23,7 +40,7 @@ class Panel:
 
     def __init__(self, column: int, title: str, x: tuple, y: tuple, log_y: bool):
         self.column, self.x, self.y, self.log_y = column, x, y, log_y
-        self.parts = [f'<text x="{self.left}" y="20" font-size="14" fill="{INK}">{title}</text>']
+        self.parts = [f'<text x="{self.left}" y="20" font-size="14" fill="{INK}">{html.escape(title)}</text>']
 
     @property
     def left(self) -> float:
@@ -36,7 +53,9 @@ class Panel:
         return self.left + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     def text(self, x: float, y: float, text: str, anchor: str = "middle", color: str = INK) -> None:
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{text}</text>')
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{html.escape(text)}</text>'
+        )
 
     def line(self, points: list, color: str, extra: str = 'stroke-width="2"') -> None:
         path = "L".join("{:.1f} {:.1f}".format(*self.at(*point)) for point in points)
@@ -44,8 +63,8 @@ class Panel:
 
     def dot(self, x: float, y: float, color: str, title: str) -> None:
         px, py = self.at(x, y)
-        dot = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{color}"><title>{title}</title></circle>'
-        self.parts.append(dot)
+        dot = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{color}">'
+        self.parts.append(f"{dot}<title>{html.escape(title)}</title></circle>")
 
     def axes(self, x_ticks: list, y_ticks: list, x_label: str, y_label: str) -> None:
         grid = 'stroke-opacity="0.25"'
@@ -63,7 +82,9 @@ def write(path: pathlib.Path, panels: list) -> None:
     size = f"{WIDTH * len(panels)} {HEIGHT}"
     body = "\n".join(part for panel in panels for part in panel.parts)
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">\n{body}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">\n{body}\n</svg>\n',
+        encoding="utf-8",
+        errors="replace",  # JSON may hold halves of characters
     )
 
 
@@ -112,15 +133,64 @@ def prefill(report: dict, column: int, mask: str) -> Panel:
     return panel
 
 
+def is_a(kind: type, value) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and 0 < value < 1e18  # not NaN, nor what no float holds
+    return isinstance(value, kind)
+
+
+def check(where: str, found, fields: dict) -> None:
+    """ValueError unless `found` is an object with these fields."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}expected an object, found {type(found).__name__}")
+    for name, kind in fields.items():
+        if name not in found:
+            raise ValueError(f"{where}{name}: expected {WORDS[kind]}, found none")
+        if not is_a(kind, found[name]):
+            raise ValueError(f"{where}{name}: expected {WORDS[kind]}, found {json.dumps(found[name])[:80]}")
+
+
+def read(path: pathlib.Path) -> dict:
+    """The report; ValueError where it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("expected text in UTF-8, found other bytes") from None
+    try:
+        report = json.loads(text)
+    except ValueError as error:
+        found = f"none ({error})" if text.strip() else "an empty file"
+        raise ValueError(f"expected a report in JSON, found {found}") from None
+    check("", report, OF_REPORT)
+    for i, shape in enumerate(report["shapes"]):
+        where = f"shapes[{i}]: "
+        check(where, shape, OF_SHAPE)
+        if shape["workload"] not in WORKLOADS:
+            raise ValueError(
+                f"{where}workload: expected one of {', '.join(WORKLOADS)}, found {json.dumps(shape['workload'])}"
+            )
+        peers = {name: us for name, us in shape["peers_us"].items() if us is not None}  # None: it takes no such shape
+        check(f"{where}peers_us: ", peers, dict.fromkeys(peers, float))
+    return report
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
     args = parser.parse_args()
-    report = json.loads(args.report.read_text())
-    args.folder.mkdir(parents=True, exist_ok=True)
-    write(args.folder / "gpu-roofline.svg", [roofline(report)])
-    write(args.folder / "gpu-prefill.svg", [prefill(report, 0, "causal"), prefill(report, 1, "full")])
+    try:
+        report = read(args.report)
+    except OSError as error:
+        sys.exit(f"attention_plots.py: {args.report}: {error.strerror}")
+    except ValueError as error:
+        sys.exit(f"attention_plots.py: {args.report}: {error}")
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        write(args.folder / "gpu-roofline.svg", [roofline(report)])
+        write(args.folder / "gpu-prefill.svg", [prefill(report, 0, "causal"), prefill(report, 1, "full")])
+    except OSError as error:
+        sys.exit(f"attention_plots.py: {error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The comparisons with peers where no peer is installed: --help works, and the rest is refused in one line."""
+"""The comparisons with peers where no peer is installed: --help works, and the rest is refused in one line; what draws their reports."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import unittest
+import xml.dom.minidom
 
 import attention_anchors
 
@@ -14,6 +16,14 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 WITHOUT = """
 import runpy, sys
 sys.modules.update(dict.fromkeys(("torch", "llama_cpp", "numpy", "gguf")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# As if torch were, with no GPU.
+WITHOUT_GPU = """
+import runpy, sys, unittest.mock
+sys.modules.update({name: unittest.mock.MagicMock() for name in ("torch", "onepass", "onepass.flash_attn_interface")})
+sys.modules["torch"].cuda.is_available.return_value = False
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -26,8 +36,8 @@ NEEDS = {
 }
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-B", "-c", WITHOUT, str(FOLDER / script), *arguments]
+def run(script: str, *arguments: str, code: str = WITHOUT) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-B", "-c", code, str(FOLDER / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=FOLDER)
 
 
@@ -124,6 +134,83 @@ class AttentionPeers(unittest.TestCase):
                 pathlib.Path(script).write_text(f"#!/bin/sh\n{lines}\n")
                 os.chmod(script, 0o755)
                 self.assertEqual(refusal(script), message)
+
+
+class AttentionCallOverhead(unittest.TestCase):
+    def test_calls(self):
+        for calls in ("0", "-1", "x", "1.5"):
+            result = run("attention_call_overhead.py", "--calls", calls)
+            expected = f"attention_call_overhead.py: argument --calls: expected 1 to 1000000, found {calls}\n"
+            self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", expected))
+
+    def test_no_gpu(self):
+        result = run("attention_call_overhead.py", code=WITHOUT_GPU)
+        expected = "attention_call_overhead.py: GPU: expected one that PyTorch can use, found none\n"
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (1, "", expected))
+
+
+class AttentionPlots(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        self.file = self.folder / "report.json"
+        shape = {"name": "prefill causal 1024", "workload": "prefill", "kernel": "<auto>", "us": 10, "flop": 1e9}
+        shape |= {"kv_bytes": 2**20, "batch": 16, "seqlen_q": 1024, "num_heads": 16, "head_dim": 128, "head_dim_v": 128}
+        shape["peers_us"] = {"FA3": 11.5, "another": None}
+        self.report = {"device": "A & B <1>", "dtype": "bfloat16", "copy_gb_per_s": 3000, "gemm_tflop_per_s": 650.5}
+        self.report["shapes"] = [shape, shape | {"seqlen_q": 2048, "name": "prefill causal 2048"}]
+
+    def draw(self, content: str | bytes, folder: str = "svg") -> subprocess.CompletedProcess:
+        self.file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return run("attention_plots.py", str(self.file), str(self.folder / folder))
+
+    def refused(self, message: str, content: str | bytes) -> None:
+        result = self.draw(content)
+        expected = f"attention_plots.py: {self.file}: {message}\n"
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (1, "", expected))
+        self.assertFalse((self.folder / "svg").exists())
+
+    def test_draws(self):
+        result = self.draw(json.dumps(self.report))
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+        texts = []
+        for name in ("gpu-roofline.svg", "gpu-prefill.svg"):
+            picture = xml.dom.minidom.parse(str(self.folder / "svg" / name))
+            for tag in ("text", "title"):
+                texts += [node.firstChild.data for node in picture.getElementsByTagName(tag)]
+        self.assertIn("A & B <1>, bfloat16", texts)
+        self.assertIn("prefill causal 1024: 100 TFLOP/s, <auto>", texts)
+        self.assertIn("FA3, 1024: 87 TFLOP/s", texts)
+
+    def test_no_report(self):
+        self.refused("expected a report in JSON, found an empty file", "")
+        self.refused("expected a report in JSON, found none (Expecting value: line 1 column 1 (char 0))", "text")
+        self.refused("expected text in UTF-8, found other bytes", b"\xff")
+        self.refused("expected an object, found list", "[]")
+        self.refused("device: expected text, found none", "{}")
+        report, shape = self.report, self.report["shapes"][0]
+        self.refused("shapes: expected a list, found 1", json.dumps(report | {"shapes": 1}))
+        self.refused(
+            "copy_gb_per_s: expected a number above 0, found NaN", json.dumps(report | {"copy_gb_per_s": float("nan")})
+        )
+        for changed, message in (
+            (1, "expected an object, found int"),
+            (shape | {"us": 0}, "us: expected a number above 0, found 0"),
+            (shape | {"workload": "idle"}, 'workload: expected one of prefill, extend, decode, found "idle"'),
+            (shape | {"peers_us": {"FA3": "x"}}, 'peers_us: FA3: expected a number above 0, found "x"'),
+        ):
+            self.refused(f"shapes[1]: {message}", json.dumps(report | {"shapes": [shape, changed]}))
+
+    def test_files(self):
+        result = run("attention_plots.py", "/nowhere/report.json", str(self.folder))
+        expected = "attention_plots.py: /nowhere/report.json: No such file or directory\n"
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (1, "", expected))
+        result = self.draw(json.dumps(self.report), folder="report.json")
+        self.assertEqual((result.returncode, result.stderr), (1, f"attention_plots.py: {self.file}: File exists\n"))
+        result = run("attention_plots.py")
+        expected = "attention_plots.py: the following arguments are required: report, folder\n"
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (2, "", expected))
 
 
 if __name__ == "__main__":

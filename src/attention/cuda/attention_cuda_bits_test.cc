@@ -57,7 +57,7 @@ Status attend_parts(const CudaAttentionKernel& kernel, const GpuInfo& gpu, const
 
 // Whatever else happens on the GPU.
 TEST_P(AttentionCudaTest, FixedSplitsGiveTheSameBits) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 2);
+  std::mt19937_64 rng(seed() + 2);
   for (int i = 0; i < kIterations; ++i) {
     const StatusOr<AttentionSpec> drawn = supported_spec(rng, fix_splits);
     if (!drawn.ok()) GTEST_SKIP() << kernel().name << " takes no split_size";
@@ -75,7 +75,7 @@ TEST_P(AttentionCudaTest, FixedSplitsGiveTheSameBits) {
 }
 
 TEST_P(AttentionCudaTest, FixedSplitsDoNotDependOnTheBatch) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 3);
+  std::mt19937_64 rng(seed() + 3);
   for (int i = 0; i < kIterations; ++i) {
     const StatusOr<AttentionSpec> drawn = supported_spec(rng, [](AttentionSpec& s) {
       return fix_splits(s) && s.seqlens_q.size() > 1 && s.seqlens_q.size() < 5 && !s.descales;
@@ -102,7 +102,7 @@ TEST_P(AttentionCudaTest, FixedSplitsDoNotDependOnTheBatch) {
 
 // With batch_invariant not even on the chunk of the prompt that a row is computed in.
 TEST_P(AttentionCudaTest, InvariantRowsDoNotDependOnTheChunk) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 7);
+  std::mt19937_64 rng(seed() + 7);
   for (int i = 0; i < kIterations; ++i) {
     const StatusOr<AttentionSpec> drawn = supported_spec(rng, [](AttentionSpec& s) {
       s.batch_invariant = s.causal = true;

@@ -21,7 +21,7 @@ void change_lengths(std::mt19937_64& rng, const AttentionSpec& first, AttentionS
 }
 
 TEST_P(AttentionCudaTest, GraphServesChangedLengths) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 5);
+  std::mt19937_64 rng(seed() + 5);
   for (int i = 0; i < 10; ++i) {
     const StatusOr<AttentionSpec> drawn = supported_spec(rng, [](AttentionSpec& s) {
       // A graph may be captured with lengths of which some are 0 or tiny, as an engine does.
@@ -52,7 +52,7 @@ TEST_P(AttentionCudaTest, GraphServesChangedLengths) {
 
 // As the layers of a model do: one plan for the lengths, then run() on other K, V, pages and queries.
 TEST_P(AttentionCudaTest, OnePlanServesManyLayers) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 6);
+  std::mt19937_64 rng(seed() + 6);
   for (int i = 0; i < 10; ++i) {
     ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
     SCOPED_TRACE(to_string(spec));

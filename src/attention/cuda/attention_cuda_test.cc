@@ -7,8 +7,6 @@
 namespace onepass {
 namespace {
 
-constexpr int kDefaultIterations = 200;
-
 INSTANTIATE_TEST_SUITE_P(Kernels, AttentionCudaTest, testing::ValuesIn(kernels_to_test()), [](const auto& kernel) {
   std::string name(kernel.param->name);
   std::replace(name.begin(), name.end(), '-', '_');
@@ -22,9 +20,8 @@ TEST(AttentionCuda, HasTheKernelToTest) {
 }
 
 TEST_P(AttentionCudaTest, MatchesTheReference) {
-  const auto iterations = environment("ONEPASS_TEST_ITERATIONS", kDefaultIterations);
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1));
-  for (int64_t i = 0; i < iterations; ++i) {
+  std::mt19937_64 rng(seed());
+  for (int64_t i = 0; i < iterations(); ++i) {
     ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
     SCOPED_TRACE(to_string(spec));
     ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
@@ -55,7 +52,7 @@ TEST_P(AttentionCudaTest, DecodesNeighbouringHeads) {
     for (const int rows : spec.seqlens_q) spec.seqlens_k.push_back(static_cast<int>(rng() % 300) + rows);
     return true;
   };
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 11);
+  std::mt19937_64 rng(seed() + 11);
   for (int64_t i = 0; i < 20; ++i) {
     const StatusOr<AttentionSpec> spec = supported_spec(rng, many_neighbours);
     if (!spec.ok()) GTEST_SKIP() << spec.status();  // a kernel of other head dimensions
@@ -69,7 +66,7 @@ TEST_P(AttentionCudaTest, DecodesNeighbouringHeads) {
 }
 
 TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 1);
+  std::mt19937_64 rng(seed() + 1);
   for (int i = 0; i < 20; ++i) {
     ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
     SCOPED_TRACE(to_string(spec));
@@ -85,7 +82,7 @@ TEST_P(AttentionCudaTest, RunsTwiceAfterOnePlan) {
 
 // The page table that plan() sees is another layer's: of pages that exist, or of none.
 TEST_P(AttentionCudaTest, PlansByAnotherPageTable) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 12);
+  std::mt19937_64 rng(seed() + 12);
   for (int i = 0; i < 20; ++i) {
     ASSERT_OK_AND_ASSIGN(const AttentionSpec spec,
                          supported_spec(rng, [](const AttentionSpec& random) { return random.page_size > 0; }));
@@ -108,7 +105,7 @@ TEST_P(AttentionCudaTest, PlansByAnotherPageTable) {
 
 // Kernels may compute long requests in larger tiles, and choose by the average.
 TEST_P(AttentionCudaTest, MatchesTheReferenceOnLongRequests) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 10);
+  std::mt19937_64 rng(seed() + 10);
   for (int i = 0; i < 6; ++i) {
     const StatusOr<AttentionSpec> drawn = supported_spec(rng, [&](AttentionSpec& s) {
       const auto up_to = [&](int most) { return static_cast<int>(rng() % (most + 1)); };
@@ -137,7 +134,7 @@ TEST_P(AttentionCudaTest, SharesOutManyTiles) {
     bool causal = true;
     DType dtype = DType::kBF16;
   };
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 13);
+  std::mt19937_64 rng(seed() + 13);
   std::vector<AttentionSpec> specs;
   for (const Case& c : {Case{128, 41, 400, 0, 64},
                         {128, 41, 400, 700, 64},
@@ -271,7 +268,7 @@ TEST_P(AttentionCudaTest, LooksManyPagesUp) {
 }
 
 TEST_P(AttentionCudaTest, TakesNoRows) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 8);
+  std::mt19937_64 rng(seed() + 8);
   ASSERT_OK_AND_ASSIGN(AttentionSpec spec, supported_spec(rng));
   for (int& rows : spec.seqlens_q) rows = 0;
   ASSERT_OK_AND_ASSIGN(DeviceProblem problem, DeviceProblem::make(spec));
@@ -282,7 +279,7 @@ TEST_P(AttentionCudaTest, TakesNoRows) {
 }
 
 TEST_P(AttentionCudaTest, LeavesOutTheLse) {
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 9);
+  std::mt19937_64 rng(seed() + 9);
   for (int i = 0; i < 20; ++i) {
     ASSERT_OK_AND_ASSIGN(const AttentionSpec spec, supported_spec(rng));
     SCOPED_TRACE(to_string(spec));
@@ -302,7 +299,7 @@ TEST_P(AttentionCudaTest, LeavesOutTheLse) {
 // K and V beyond 2^31 elements (4 GiB each).
 TEST_P(AttentionCudaTest, OffsetsHave64Bits) {
   if (gpu().memory_bytes < int64_t{20} << 30) GTEST_SKIP() << "needs 20 GiB of device memory";
-  std::mt19937_64 rng(environment("ONEPASS_TEST_SEED", 1) + 4);
+  std::mt19937_64 rng(seed() + 4);
   for (const bool paged : {true, false}) {
     const StatusOr<AttentionSpec> drawn = supported_spec(rng, [paged](const AttentionSpec& s) {
       return (s.page_size > 0) == paged && s.kv_dtype != DType::kF32 && s.seqlens_q[0] > 0 && s.seqlens_k[0] > 128 &&

@@ -1,7 +1,7 @@
 // What the tests of all CUDA kernels share: the GPU, the kernels to test, problems that a kernel takes.
 //
 // Environment: ONEPASS_TEST_KERNEL names the one kernel to test; ONEPASS_TEST_SEED and ONEPASS_TEST_ITERATIONS say
-// which random problems and how many.
+// which random problems and how many; tests fail where these are no such numbers.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,17 +15,13 @@
 
 #include "attention/cuda/flash_attention_cuda.h"
 #include "attention/cuda/testing/device_problem.h"
+#include "attention/cuda/testing/environment.h"
 #include "attention/cuda/testing/error_bound.h"
 #include "attention/cuda/testing/kernel_runner.h"
 #include "attention/cuda/testing/random_gpu_spec.h"
 #include "base/thread_pool.h"
 
 namespace onepass {
-
-inline int64_t environment(const char* name, int64_t otherwise) {
-  const char* value = std::getenv(name);
-  return value != nullptr ? std::strtoll(value, nullptr, 10) : otherwise;
-}
 
 inline std::vector<const CudaAttentionKernel*> kernels_to_test() {
   const char* name = std::getenv("ONEPASS_TEST_KERNEL");
@@ -42,12 +38,20 @@ inline void PrintTo(const CudaAttentionKernel* kernel, std::ostream* out) { *out
 class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKernel*> {
  protected:
   void SetUp() override {
+    // Before what skips: wrong numbers are told without a GPU too.
+    const StatusOr<int64_t> seed = whole_number_from_environment("ONEPASS_TEST_SEED", 1, 0);
+    const StatusOr<int64_t> iterations = whole_number_from_environment("ONEPASS_TEST_ITERATIONS", 200, 1);
+    ASSERT_TRUE(seed.ok()) << seed.status().message();
+    ASSERT_TRUE(iterations.ok()) << iterations.status().message();
+    seed_ = static_cast<uint64_t>(*seed), iterations_ = *iterations;
     if (!cuda_.problem.empty()) GTEST_SKIP() << "no GPU to test on: " << cuda_.problem;
     if (!gpu().usable) GTEST_SKIP() << "this binary has no code for " << gpu().name;
   }
 
   static const CudaAttentionKernel& kernel() { return *GetParam(); }
   const GpuInfo& gpu() const { return cuda_.gpus.front(); }
+  uint64_t seed() const { return seed_; }
+  int64_t iterations() const { return iterations_; }
   Stream host() { return {.pool = &pool_}; }
 
   // A random problem that the kernel takes, after `change` (which may refuse one); an error after 2,000 attempts.
@@ -102,6 +106,8 @@ class AttentionCudaTest : public testing::TestWithParam<const CudaAttentionKerne
   }
 
  private:
+  uint64_t seed_ = 1;
+  int64_t iterations_ = 1;
   const CudaInfo cuda_ = query_cuda();
   ThreadPool pool_{available_processors()};
 };
