@@ -125,6 +125,8 @@ class RingPlace {
  public:
   __device__ int slot() const { return place_ < kSize ? place_ : place_ - kSize; }
   __device__ uint32_t parity() const { return place_ < kSize ? 0 : 1; }
+  // Of how often it has advanced.
+  __device__ uint32_t count_parity() const { return place_ & 1; }
   __device__ void advance() { place_ = place_ == 2 * kSize - 1 ? 0 : place_ + 1; }
 
  private:
@@ -187,8 +189,8 @@ struct PrefillShared {
   __device__ uint32_t other_value_empty(int slot) const { return barrier(kPair + kValues + slot); }
   __device__ uint32_t other_tile_empty(int slot) const { return barrier(kPair + kQueries + slot); }
   __device__ uint32_t tile_sent(int slot) const { return barrier(kPair + kQueries + Config::kTileSlots + slot); }
-  // The copies of K have come to the last two blocks of the tile announced last: it is time for the next. Every second
-  // phase is ended by the scheduler itself, which so waits for the same parity each time, and needs no register for it.
+  // The copies of K have come to the last two blocks of the tile announced last: it is time for the next. A phase for
+  // each tile; of a pair the first's alone.
   __device__ uint32_t tile_wanted() const { return barrier(kPair + kQueries + 2 * Config::kTileSlots); }
 
   __device__ PrefillTile load_tile(int slot) const {

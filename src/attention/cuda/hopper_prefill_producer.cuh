@@ -29,7 +29,7 @@ class PrefillProducer {
       request_ = tile.request;
       look_up_pages(tile.end_block - 1);
       for (int n = tile.end_block - 1; n >= tile.first_block; --n) {
-        if (!kValues && lane_ == 0 && n == min(tile.first_block + 1, tile.end_block - 1)) {
+        if (!kValues && lane_ == 0 && n == min(tile.first_block + 1, tile.end_block - 1) && shared_.rank() == 0) {
           barrier_arrive(shared_.tile_wanted());
         }
         copy(n);

@@ -20,11 +20,7 @@ class PrefillScheduler {
       // A tile is taken only when the one before it is within a few blocks of its end. With two in reserve, as many
       // thread blocks still had long ones before them when the others had none left: at causal 4k, head dimension 256,
       // that took 14% of the time, and tiles of too many heads at once kept K and V from the L2 cache.
-      if (schedule(index)) {
-        barrier_wait(shared_.tile_wanted(), 0);
-        __syncwarp();
-        if (lane_ == 0) barrier_arrive(shared_.tile_wanted());
-      }
+      if (schedule(index)) barrier_wait(shared_.tile_wanted(), place_.count_parity() ^ 1);
       if (second_) continue;
       const int next = lane_ == 0 ? atomicAdd(&args_.plan->next_item, 1) : 0;
       index = workers + __shfl_sync(0xFFFFFFFF, next, 0);
