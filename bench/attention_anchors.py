@@ -1,6 +1,7 @@
 """What others reach on an H100 80GB HBM3 (SXM, 700 W), bf16, measured on 2026-11-24 with torch 2.11, cuDNN 9.19 and
-FlashAttention-3 of August 2026, by the names of onepass bench attention's shapes; what onepass aims at, and how a shape is judged by it. TFLOP/s (causal counts half
-of the square); decode: GB/s of K and V. A leaning post: cards differ by some percent, so the peers of the same run come first.
+FlashAttention-3 of August 2026, by the names of onepass bench attention's shapes; what onepass aims at, and how a shape is judged by
+it. TFLOP/s (causal counts half of the square); decode: GB/s of K and V. A leaning post: cards differ by some percent, so the peers of
+the same run come first.
 """
 
 from typing import NamedTuple
