@@ -30,7 +30,7 @@ struct PrefillArgs {
   int64_t page_table_stride = 0;
   int32_t page_shift = 0;   // log2(page_size), where the copy engine reads pages, as are the next five
   int32_t page_mask = 0;    // page_size - 1
-  int32_t window_mask = 0;  // 32 * page_size - 1
+  int32_t window_mask = 0;  // 32 * page_size - 1; contiguous: INT32_MAX, as nothing is looked up
   int32_t box_rows = 0;     // of K and V that one copy brings
   int32_t box_shift = 0;    // log2(box_rows)
   int32_t boxes = 0;        // of a block
